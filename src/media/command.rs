@@ -1,0 +1,209 @@
+//! What the engine can be told. Fed by the shard thread, from sessions and from the reconciler.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use flotilla_model::id::{BootId, Epoch, NodeId, TrackSid};
+use flotilla_model::track::{Kind, Quality, Track};
+
+/// One peer connection, chosen by the shell; unique within a process.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct PeerId(pub u64);
+
+/// Which peer connection of LiveKit's protocol this is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PeerRole {
+    /// v0: the client offers and sends its tracks.
+    Publisher,
+    /// v0: the server offers and sends others' tracks; it opens the data channels.
+    Subscriber,
+    /// v1: one connection for both, the client always offers.
+    Single,
+}
+
+/// Data channels of LiveKit's protocol.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Channel {
+    /// `_reliable`: ordered, reliable.
+    Reliable,
+    /// `_lossy`: unordered, never sent twice.
+    Lossy,
+    /// `_data_track`: as lossy.
+    DataTrack,
+}
+
+/// What a subscriber wants of a track.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Settings {
+    /// Wants packets at all.
+    pub enabled: bool,
+    /// Best quality wanted; the engine forwards the best live layer up to it.
+    pub quality: Quality,
+    /// Most frames per second wanted; 0: all.
+    pub fps_max: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            quality: Quality::High,
+            fps_max: 0,
+        }
+    }
+}
+
+/// An order to the engine.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Creates a peer connection.
+    CreatePeer {
+        /// Its id.
+        peer: PeerId,
+        /// Its role.
+        role: PeerRole,
+        /// v1 clients of protocol 18 and up negotiate data channels by fixed id (100 reliable, 101
+        /// lossy, 102 data track) instead of in-band.
+        negotiated_channels: bool,
+    },
+    /// Ends a peer connection: its tracks, subscriptions and memory.
+    ClosePeer {
+        /// Which.
+        peer: PeerId,
+    },
+    /// A client's offer; answered by `Event::Answer` or `Event::DescriptionRefused`.
+    Offer {
+        /// Which peer.
+        peer: PeerId,
+        /// The client's number for it, echoed.
+        id: u32,
+        /// SDP.
+        sdp: String,
+    },
+    /// A client's answer to `Event::Offer`.
+    Answer {
+        /// Which peer.
+        peer: PeerId,
+        /// Number of the offer it answers.
+        id: u32,
+        /// SDP.
+        sdp: String,
+    },
+    /// A client's trickled candidate (`a=candidate` value). ICE-lite learns addresses from checks,
+    /// so this is only checked and counted.
+    Candidate {
+        /// Which peer.
+        peer: PeerId,
+        /// Candidate line.
+        candidate: String,
+    },
+    /// A track that the peer is going to publish. Matched to a media section by msid track id
+    /// against `track.codecs[].cid`, else by the first free section of its kind.
+    Publish {
+        /// Which peer.
+        peer: PeerId,
+        /// The track as announced by the client.
+        track: Box<Track>,
+        /// The publisher's epoch, carried on relays.
+        epoch: Epoch,
+    },
+    /// Ends a local or relayed track: subscriptions and relays of it end.
+    Unpublish {
+        /// Which track.
+        track: TrackSid,
+    },
+    /// Publisher muted or unmuted; while muted no key frames are asked for.
+    SetMuted {
+        /// Which track.
+        track: TrackSid,
+        /// State.
+        muted: bool,
+    },
+    /// Sends a track (local or relayed here) to a peer. Triggers negotiation.
+    Subscribe {
+        /// Which peer.
+        peer: PeerId,
+        /// Which track.
+        track: TrackSid,
+        /// Stream id for `a=msid`, e.g. `PA_xxx|TR_xxx`.
+        stream: String,
+        /// What is wanted.
+        settings: Settings,
+    },
+    /// Stops that; its media section becomes inactive and free.
+    Unsubscribe {
+        /// Which peer.
+        peer: PeerId,
+        /// Which track.
+        track: TrackSid,
+    },
+    /// Changes what is wanted.
+    SetSettings {
+        /// Which peer.
+        peer: PeerId,
+        /// Which track.
+        track: TrackSid,
+        /// What is wanted.
+        settings: Settings,
+    },
+    /// Sends a message on a data channel.
+    SendData {
+        /// Which peer.
+        peer: PeerId,
+        /// Which channel.
+        channel: Channel,
+        /// `livekit.DataPacket` bytes.
+        payload: Bytes,
+    },
+    /// Another node (this start of it) can be reached for relays at this address: the one of its
+    /// shards that serves the same rooms. Replaces what was known of the node.
+    SetLink {
+        /// Which node.
+        node: NodeId,
+        /// Its start.
+        boot: BootId,
+        /// Where.
+        address: SocketAddr,
+    },
+    /// Forgets a node: relays from and to it end.
+    RemoveLink {
+        /// Which node.
+        node: NodeId,
+    },
+    /// Sends a local track to another node.
+    RelayTo {
+        /// Which track.
+        track: TrackSid,
+        /// Which node.
+        node: NodeId,
+    },
+    /// Stops that.
+    StopRelayTo {
+        /// Which track.
+        track: TrackSid,
+        /// Which node.
+        node: NodeId,
+    },
+    /// Expects a track from another node; makes it available for `Subscribe` here. A lower epoch
+    /// than seen before is refused. Repeated with another node or epoch it moves the relay.
+    RelayFrom {
+        /// The track as replicated: codecs, layers, sizes.
+        track: Box<Track>,
+        /// Which node.
+        node: NodeId,
+        /// Publisher's epoch.
+        epoch: Epoch,
+    },
+}
+
+/// A track's kind and codec as its description says.
+#[must_use]
+pub fn primary_mime(track: &Track) -> &str {
+    track.codecs.first().map_or(
+        match track.kind {
+            Kind::Audio => "audio/opus",
+            Kind::Video => "video/vp8",
+        },
+        |codec| codec.mime.as_str(),
+    )
+}

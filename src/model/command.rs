@@ -1,0 +1,322 @@
+//! The changes that can be asked for, and the answers.
+//!
+//! Proposed by sessions, the API and the reconciler through `flotilla-raft`; applied by
+//! [`crate::State::apply`]. Encoded by [`crate::encoding`], which carries a version.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::cluster::{Node, NodeState};
+use crate::id::{
+    Epoch, Identity, NodeId, ParticipantSid, RequestId, RoomName, RoomSid, TrackSid, UnixMillis,
+    Version,
+};
+use crate::participant::{Client, LeaveReason, Participant};
+use crate::permission::{Permission, SubscriptionPermission};
+use crate::room::{Room, RoomOptions};
+use crate::track::Track;
+
+/// One entry of the log.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct Entry {
+    /// Leader's wall clock when it accepted the command.
+    pub at: UnixMillis,
+    /// Who asks; the same id is applied once and answered alike afterwards.
+    pub request: RequestId,
+    /// What to do.
+    pub command: Command,
+}
+
+/// A participant that wants to join.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct Join {
+    /// Room to join.
+    pub room: RoomName,
+    /// If the room does not exist: create it with these, or refuse if `None`.
+    pub create: Option<CreateRoom>,
+    /// Sid of the new session.
+    pub sid: ParticipantSid,
+    /// Identity; a present participant with the same one is replaced.
+    pub identity: Identity,
+    /// Display name.
+    pub name: String,
+    /// Metadata.
+    pub metadata: String,
+    /// Attributes.
+    pub attributes: BTreeMap<String, String>,
+    /// `livekit.ParticipantInfo.Kind` number.
+    pub kind: i32,
+    /// Kind details.
+    pub kind_details: Vec<i32>,
+    /// Permissions from the token.
+    pub permission: Permission,
+    /// When the token was issued.
+    pub token_issued_at: UnixMillis,
+    /// Wants everything by itself.
+    pub auto_subscribe: bool,
+    /// The client.
+    pub client: Client,
+    /// Node that serves it.
+    pub home: NodeId,
+}
+
+/// A room to create.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct CreateRoom {
+    /// Its name.
+    pub name: RoomName,
+    /// Sid to use if it does not exist yet.
+    pub sid: RoomSid,
+    /// Options.
+    pub options: RoomOptions,
+    /// Metadata.
+    pub metadata: String,
+}
+
+/// Changes to a participant; `None` leaves a field as it is.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug, Default)]
+pub struct ParticipantUpdate {
+    /// New name.
+    pub name: Option<String>,
+    /// New metadata.
+    pub metadata: Option<String>,
+    /// Attributes to set; an empty value removes the key.
+    pub attributes: BTreeMap<String, String>,
+    /// New permissions.
+    pub permission: Option<Permission>,
+}
+
+/// A change.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub enum Command {
+    /// A node says where it is.
+    PutNode(Node),
+    /// A node starts or stops taking participants.
+    SetNodeState {
+        /// Node.
+        node: NodeId,
+        /// New state.
+        state: NodeState,
+    },
+    /// A node is gone for good: its participants leave.
+    RemoveNode {
+        /// Node.
+        node: NodeId,
+    },
+    /// A node's process ended without saying goodbye: participants it served leave. `boot` guards
+    /// against a node that has come back meanwhile.
+    NodeLost {
+        /// Node.
+        node: NodeId,
+        /// Start that was lost.
+        boot: crate::id::BootId,
+    },
+    /// Creates a room, or returns the present one.
+    CreateRoom(CreateRoom),
+    /// Closes a room; its participants leave.
+    DeleteRoom {
+        /// Room.
+        room: RoomName,
+    },
+    /// Sets a room's metadata.
+    SetRoomMetadata {
+        /// Room.
+        room: RoomName,
+        /// Metadata.
+        metadata: String,
+    },
+    /// A participant joins.
+    Join(Box<Join>),
+    /// Media of a participant is up.
+    Activate {
+        /// Room.
+        room: RoomName,
+        /// Participant.
+        identity: Identity,
+        /// Its session; another one is left alone.
+        sid: ParticipantSid,
+    },
+    /// A participant leaves.
+    Leave {
+        /// Room.
+        room: RoomName,
+        /// Participant.
+        identity: Identity,
+        /// Its session; `None`: whichever (an administrator's removal).
+        sid: Option<ParticipantSid>,
+        /// Why.
+        reason: LeaveReason,
+        /// Refuse tokens of this identity issued before this time from now on.
+        revoke_before: Option<UnixMillis>,
+    },
+    /// Changes name, metadata, attributes or permissions.
+    UpdateParticipant {
+        /// Room.
+        room: RoomName,
+        /// Participant.
+        identity: Identity,
+        /// Change.
+        update: ParticipantUpdate,
+    },
+    /// Adds a track.
+    PublishTrack {
+        /// Room.
+        room: RoomName,
+        /// Publisher.
+        identity: Identity,
+        /// Publisher's session.
+        sid: ParticipantSid,
+        /// Track.
+        track: Box<Track>,
+    },
+    /// Replaces a track's negotiated part (codecs, mids, ssrcs, `announced`) once it is known.
+    UpdateTrack {
+        /// Room.
+        room: RoomName,
+        /// Publisher.
+        identity: Identity,
+        /// Publisher's session.
+        sid: ParticipantSid,
+        /// Track; `muted` is not taken from it.
+        track: Box<Track>,
+    },
+    /// Removes a track.
+    UnpublishTrack {
+        /// Room.
+        room: RoomName,
+        /// Publisher.
+        identity: Identity,
+        /// Track.
+        track: TrackSid,
+    },
+    /// Mutes or unmutes.
+    SetTrackMuted {
+        /// Room.
+        room: RoomName,
+        /// Publisher.
+        identity: Identity,
+        /// Track.
+        track: TrackSid,
+        /// New state.
+        muted: bool,
+    },
+    /// Wants or no longer wants tracks.
+    UpdateSubscriptions {
+        /// Room.
+        room: RoomName,
+        /// Subscriber.
+        identity: Identity,
+        /// Per track: wanted or not.
+        tracks: BTreeMap<TrackSid, bool>,
+    },
+    /// Says who may subscribe.
+    SetSubscriptionPermission {
+        /// Room.
+        room: RoomName,
+        /// Publisher.
+        identity: Identity,
+        /// Permission.
+        permission: SubscriptionPermission,
+    },
+    /// Moves participants to new homes; one command for everybody a failing node served.
+    Rehome {
+        /// Room, participant, its session, the epoch it is believed to have, new home.
+        moves: Vec<Rehome>,
+    },
+    /// Proposed by the leader when deadlines have passed; `Entry::at` decides which.
+    Expire,
+    /// Does nothing; marks a point in the log.
+    Noop,
+}
+
+/// One participant's move to another node.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct Rehome {
+    /// Room.
+    pub room: RoomName,
+    /// Participant.
+    pub identity: Identity,
+    /// Its session.
+    pub sid: ParticipantSid,
+    /// Epoch that must still hold.
+    pub epoch: Epoch,
+    /// New home.
+    pub home: NodeId,
+}
+
+/// Outcome of an applied command.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct Reply {
+    /// Room's version after the command; 0 where no room is meant.
+    pub version: Version,
+    /// What came of it.
+    pub outcome: Outcome,
+}
+
+/// What came of a command.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub enum Outcome {
+    /// Done, nothing to say.
+    Done,
+    /// The room, after creation or as it was.
+    Room(Arc<Room>),
+    /// Joined: the room as the participant finds it, itself included.
+    Joined {
+        /// Room.
+        room: Arc<Room>,
+        /// The participant.
+        participant: Arc<Participant>,
+    },
+    /// The participant after the change.
+    Participant(Arc<Participant>),
+    /// The track after the change.
+    Track(Arc<Track>),
+    /// How many deadlines were met.
+    Expired {
+        /// Rooms closed.
+        rooms: u32,
+        /// Participants that left.
+        participants: u32,
+    },
+}
+
+/// Why a command was not applied. Part of the log's outcome: the same on every node.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug, Error)]
+pub enum Rejection {
+    /// No such room (and the command may not create it).
+    #[error("requested room does not exist")]
+    RoomNotFound,
+    /// No such participant.
+    #[error("participant does not exist")]
+    ParticipantNotFound,
+    /// The session named is not the present one.
+    #[error("session is no longer the participant's present one")]
+    StaleSession,
+    /// The epoch named is not the present one.
+    #[error("epoch is no longer the present one")]
+    StaleEpoch,
+    /// No such track.
+    #[error("track does not exist")]
+    TrackNotFound,
+    /// The room is full.
+    #[error("room is full")]
+    RoomFull,
+    /// Permission does not allow it.
+    #[error("permission denied: {0}")]
+    NotPermitted(String),
+    /// Tokens of this identity issued before a certain time are revoked.
+    #[error("token has been revoked")]
+    TokenRevoked,
+    /// No such node.
+    #[error("node does not exist")]
+    NodeNotFound,
+    /// A limit would be passed.
+    #[error("limit exceeded: {0}")]
+    LimitExceeded(String),
+}
+
+/// Sources that a permission check names, kept here so that rejections read alike.
+pub type Sources = BTreeSet<crate::track::Source>;

@@ -1,0 +1,1 @@
+//! Versioned bytes of commands and snapshots.
