@@ -89,6 +89,11 @@ pub enum Command {
         /// SDP.
         sdp: String,
     },
+    /// v0 subscriber: offer again with new ICE credentials, after the client resumed its session.
+    RestartIce {
+        /// Which peer.
+        peer: PeerId,
+    },
     /// A client's trickled candidate (`a=candidate` value). ICE-lite learns addresses from checks,
     /// so this is only checked and counted.
     Candidate {

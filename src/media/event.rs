@@ -81,6 +81,13 @@ pub enum Event {
         /// Which track.
         track: TrackSid,
     },
+    /// The client no longer sends a published track: its section went inactive in a later offer.
+    TrackEnded {
+        /// Publisher's peer.
+        peer: PeerId,
+        /// Which track.
+        track: TrackSid,
+    },
     /// First media packet of a subscription was sent.
     SubscriptionStarted {
         /// Which peer.

@@ -42,7 +42,7 @@ pub struct Settings {
 /// Orders to the engine; see `flotilla_media::command` for their meaning.
 #[derive(Clone, Debug)]
 pub enum Command {
-    /// Create the session's peers.
+    /// Create the session's peers. In v0 the subscriber connection offers at once.
     CreatePeers {
         /// One connection (v1) instead of two.
         single: bool,
@@ -67,6 +67,8 @@ pub enum Command {
         /// SDP.
         sdp: String,
     },
+    /// v0: offer again on the subscriber connection with new ICE credentials.
+    RestartIce,
     /// Client's candidate.
     Candidate {
         /// Which connection.
@@ -114,7 +116,7 @@ pub enum Command {
         /// What is wanted.
         settings: Settings,
     },
-    /// Send a `DataPacket` to this client.
+    /// Send a `DataPacket` to this client, on its subscriber connection in v0.
     SendData {
         /// Which channel.
         channel: Channel,
@@ -186,6 +188,11 @@ pub enum Event {
         /// Which.
         track: TrackSid,
     },
+    /// The client no longer sends a published track: its section went inactive in a later offer.
+    TrackEnded {
+        /// Which.
+        track: TrackSid,
+    },
     /// First packet of a subscription was sent.
     SubscriptionStarted {
         /// Which.
@@ -193,6 +200,9 @@ pub enum Event {
     },
     /// Data channel is open.
     ChannelOpen {
+        /// On which connection. The client receives on its subscriber connection in v0, on the only
+        /// one in v1; the session waits for that one.
+        target: Target,
         /// Which.
         channel: Channel,
     },
