@@ -4,4 +4,9 @@
 //! and sends what it gets back. No socket, clock, thread or lock in here.
 
 pub mod command;
+pub mod discard;
 pub mod event;
+pub mod forward;
+pub mod index;
+pub mod stats;
+pub mod transmit;
