@@ -1,0 +1,1 @@
+//! Upgrade requests, good and bad.

@@ -1,0 +1,1 @@
+//! Model ↔ LiveKit's messages.

@@ -1,0 +1,1 @@
+//! LiveKit's `RoomService` over Twirp: request bytes into a command or a query, results into bytes.
