@@ -107,7 +107,11 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
     while let Some(next) = open.pop() {
         for entry in fs::read_dir(&next).expect("folder of the repository is readable") {
             let path = entry.expect("entry is readable").path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let name = path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
             if path.is_dir() {
                 let nested_crate = path.join("Cargo.toml").exists();
                 if !nested_crate && !["node_modules", "target", "page", ".venv"].contains(&&*name) {
@@ -167,12 +171,17 @@ fn pure_cores_name_no_clock_socket_thread_or_lock() {
     for layer in LAYERS.iter().filter(|layer| layer.pure) {
         for path in sources(&root().join(layer.folder)) {
             let shown = path.display().to_string();
-            if shown.contains("/benches/") || shown.contains("/tests/") || shown.ends_with("tests.rs")
+            if shown.contains("/benches/")
+                || shown.contains("/tests/")
+                || shown.ends_with("tests.rs")
             {
                 continue;
             }
             let text = fs::read_to_string(&path).expect("source is readable");
-            let body = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+            let body = text
+                .split("#[cfg(test)]\nmod tests {")
+                .next()
+                .unwrap_or_default();
             for (number, line) in body.lines().enumerate() {
                 let code = line.split("//").next().unwrap_or_default();
                 for (name, reason) in IMPURE {
@@ -189,8 +198,16 @@ fn pure_cores_name_no_clock_socket_thread_or_lock() {
 #[test]
 fn every_file_says_what_it_is() {
     let mut breaches = Vec::new();
-    for folder in ["src/model", "src/signal", "src/media", "src/node", "storage", "raft", "tests", "jepsen"]
-    {
+    for folder in [
+        "src/model",
+        "src/signal",
+        "src/media",
+        "src/node",
+        "storage",
+        "raft",
+        "tests",
+        "jepsen",
+    ] {
         for path in sources(&root().join(folder)) {
             let text = fs::read_to_string(&path).expect("source is readable");
             if !text.starts_with("//!") {
@@ -217,12 +234,21 @@ fn no_file_is_dead() {
         let manifest = fs::read_to_string(root().join(layer.folder).join("Cargo.toml"))
             .expect("every layer has a manifest");
         for path in files {
-            let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let stem = path
+                .file_stem()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
             let folder = path.parent().and_then(Path::file_name).unwrap_or_default();
-            let name = if stem == "mod" { folder.to_string_lossy().into_owned() } else { stem.clone() };
+            let name = if stem == "mod" {
+                folder.to_string_lossy().into_owned()
+            } else {
+                stem.clone()
+            };
             let entry = ["lib", "main", "build"].contains(&&*stem)
                 || manifest.contains(&format!("{stem}.rs"));
-            let named = all.contains(&format!("mod {name};")) || all.contains(&format!("mod {name} {{"));
+            let named =
+                all.contains(&format!("mod {name};")) || all.contains(&format!("mod {name} {{"));
             let standalone = path.components().any(|part| {
                 ["benches", "examples", "tests"].contains(&&*part.as_os_str().to_string_lossy())
             });

@@ -1,0 +1,353 @@
+//! The two peer connections of a test client, on the `webrtc` crate.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use bytes::{Bytes, BytesMut};
+use livekit_protocol as proto;
+use prost::Message as _;
+use rtc::data_channel::RTCDataChannelInit;
+use rtc::media_stream::MediaStreamTrack;
+use rtc::rtp_transceiver::rtp_sender::{
+    RTCRtpCodec, RTCRtpCodecParameters, RTCRtpCodingParameters, RTCRtpEncodingParameters,
+    RtpCodecKind,
+};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use webrtc::data_channel::{DataChannel, DataChannelEvent};
+use webrtc::media_stream::track_local::TrackLocal;
+use webrtc::media_stream::track_local::static_rtp::TrackLocalStaticRTP;
+use webrtc::media_stream::track_remote::{TrackRemote, TrackRemoteEvent};
+use webrtc::peer_connection::{
+    MediaEngine, PeerConnection, PeerConnectionBuilder, PeerConnectionEventHandler,
+    RTCConfigurationBuilder, RTCPeerConnectionState, RTCSessionDescription, Registry,
+    register_default_interceptors,
+};
+
+use super::{Message, Options, Packet, SharedChannel};
+
+/// Publisher and subscriber connection of one client.
+pub(super) struct Peers {
+    publisher: Arc<dyn PeerConnection>,
+    subscriber: Arc<dyn PeerConnection>,
+    pub(super) channels: Channels,
+    offers: u32,
+}
+
+/// The publisher's data channels, which open after the first offer.
+#[derive(Clone)]
+pub(super) struct Channels {
+    reliable: SharedChannel,
+    lossy: SharedChannel,
+    open: watch::Receiver<u8>,
+    sequence: Arc<AtomicU32>,
+}
+
+/// Sends RTP packets of one published track.
+pub struct Sender {
+    track: Arc<TrackLocalStaticRTP>,
+    ssrc: u32,
+    payload_type: u8,
+    sequence: Mutex<u16>,
+}
+
+impl Sender {
+    /// Sends one packet; sequence numbers count up by themselves.
+    ///
+    /// # Errors
+    /// If the connection is gone.
+    pub async fn write(&self, timestamp: u32, marker: bool, payload: Bytes) -> Result<()> {
+        let mut sequence = self.sequence.lock().await;
+        *sequence = sequence.wrapping_add(1);
+        let header = rtc::rtp::header::Header {
+            version: 2,
+            marker,
+            payload_type: self.payload_type,
+            sequence_number: *sequence,
+            timestamp,
+            ssrc: self.ssrc,
+            ..Default::default()
+        };
+        self.track
+            .write_rtp(rtc::rtp::Packet { header, payload })
+            .await
+            .context("write_rtp")
+    }
+}
+
+fn codec(mime: &str) -> (RTCRtpCodec, RtpCodecKind, u8) {
+    let audio = mime.starts_with("audio/");
+    let codec = RTCRtpCodec {
+        mime_type: mime.to_owned(),
+        clock_rate: if audio { 48_000 } else { 90_000 },
+        channels: if audio { 2 } else { 0 },
+        sdp_fmtp_line: if audio {
+            "minptime=10;useinbandfec=1".to_owned()
+        } else {
+            String::new()
+        },
+        rtcp_feedback: vec![],
+    };
+    if audio {
+        (codec, RtpCodecKind::Audio, 111)
+    } else {
+        (codec, RtpCodecKind::Video, 96)
+    }
+}
+
+#[derive(Clone)]
+struct Handler {
+    packets: mpsc::Sender<Packet>,
+    messages: mpsc::Sender<Message>,
+    up: Arc<Mutex<Option<oneshot::Sender<()>>>>,
+}
+
+#[async_trait::async_trait]
+impl PeerConnectionEventHandler for Handler {
+    async fn on_connection_state_change(&self, state: RTCPeerConnectionState) {
+        if state == RTCPeerConnectionState::Connected
+            && let Some(up) = self.up.lock().await.take()
+        {
+            let _ = up.send(());
+        }
+    }
+
+    async fn on_track(&self, track: Arc<dyn TrackRemote>) {
+        let packets = self.packets.clone();
+        tokio::spawn(async move {
+            let sid = track.track_id().await;
+            while let Some(event) = track.poll().await {
+                if let TrackRemoteEvent::OnRtpPacket(packet) = event {
+                    let _ = packets.try_send(Packet {
+                        track: sid.clone(),
+                        ssrc: packet.header.ssrc,
+                        sequence: packet.header.sequence_number,
+                        timestamp: packet.header.timestamp,
+                        marker: packet.header.marker,
+                        payload: packet.payload,
+                        at: Instant::now(),
+                    });
+                }
+            }
+        });
+    }
+
+    async fn on_data_channel(&self, channel: Arc<dyn DataChannel>) {
+        let reliable = channel
+            .label()
+            .await
+            .is_ok_and(|label| label == "_reliable");
+        let messages = self.messages.clone();
+        tokio::spawn(async move {
+            while let Some(event) = channel.poll().await {
+                if let DataChannelEvent::OnMessage(message) = event
+                    && let Ok(packet) = proto::DataPacket::decode(&message.data[..])
+                {
+                    let _ = messages.try_send(Message {
+                        reliable,
+                        packet,
+                        at: Instant::now(),
+                    });
+                }
+            }
+        });
+    }
+}
+
+async fn connection(options: &Options, handler: Handler) -> Result<Arc<dyn PeerConnection>> {
+    let mut media = MediaEngine::default();
+    for mime in ["audio/opus", "video/VP8"] {
+        let (rtp_codec, kind, payload_type) = codec(mime);
+        let parameters = RTCRtpCodecParameters {
+            rtp_codec,
+            payload_type,
+            ..Default::default()
+        };
+        media.register_codec(parameters, kind)?;
+    }
+    let registry = if options.feedback {
+        register_default_interceptors(Registry::new(), &mut media)?
+    } else {
+        Registry::new()
+    };
+    let built = PeerConnectionBuilder::new()
+        .with_configuration(RTCConfigurationBuilder::new().build())
+        .with_media_engine(media)
+        .with_interceptor_registry(registry)
+        .with_handler(Arc::new(handler))
+        .with_udp_addrs(vec![options.bind.clone()])
+        .build()
+        .await?;
+    Ok(Arc::new(built))
+}
+
+impl Peers {
+    pub(super) async fn new(
+        options: &Options,
+        packets: mpsc::Sender<Packet>,
+        messages: mpsc::Sender<Message>,
+        up: oneshot::Sender<()>,
+    ) -> Result<Self> {
+        let handler = |up| Handler {
+            packets: packets.clone(),
+            messages: messages.clone(),
+            up: Arc::new(Mutex::new(up)),
+        };
+        let subscriber = connection(options, handler(Some(up))).await?;
+        let publisher = connection(options, handler(None)).await?;
+        let reliable = publisher.create_data_channel("_reliable", None).await?;
+        let lossy = publisher
+            .create_data_channel(
+                "_lossy",
+                Some(RTCDataChannelInit {
+                    ordered: false,
+                    max_retransmits: Some(0),
+                    ..Default::default()
+                }),
+            )
+            .await?;
+        let (opened, open) = watch::channel(0);
+        for channel in [reliable.clone(), lossy.clone()] {
+            let opened = opened.clone();
+            tokio::spawn(async move {
+                while let Some(event) = channel.poll().await {
+                    if matches!(event, DataChannelEvent::OnOpen) {
+                        opened.send_modify(|count| *count += 1);
+                    }
+                }
+            });
+        }
+        let sequence = Arc::new(AtomicU32::new(0));
+        let channels = Channels {
+            reliable,
+            lossy,
+            open,
+            sequence,
+        };
+        Ok(Self {
+            publisher,
+            subscriber,
+            channels,
+            offers: 0,
+        })
+    }
+
+    /// Answers the server's offer.
+    pub(super) async fn answer(
+        &self,
+        offer: &proto::SessionDescription,
+    ) -> Result<proto::SessionDescription> {
+        let remote = RTCSessionDescription::offer(offer.sdp.clone())?;
+        self.subscriber
+            .set_remote_description(remote)
+            .await
+            .context("server's offer")?;
+        let answer = self.subscriber.create_answer(None).await?;
+        self.subscriber
+            .set_local_description(answer.clone())
+            .await?;
+        Ok(description("answer", answer.sdp, offer.id))
+    }
+
+    /// Takes the server's answer.
+    pub(super) async fn answered(&self, answer: &proto::SessionDescription) -> Result<()> {
+        let remote = RTCSessionDescription::answer(answer.sdp.clone())?;
+        self.publisher
+            .set_remote_description(remote)
+            .await
+            .context("server's answer")
+    }
+
+    /// Adds a track and gives the offer that announces it.
+    pub(super) async fn add_track(
+        &mut self,
+        mime: &str,
+        cid: &str,
+    ) -> Result<(Sender, proto::SessionDescription)> {
+        let (codec, kind, payload_type) = codec(mime);
+        let ssrc = rand::random::<u32>().max(1);
+        let coding = RTCRtpCodingParameters {
+            ssrc: Some(ssrc),
+            ..Default::default()
+        };
+        let encoding = RTCRtpEncodingParameters {
+            rtp_coding_parameters: coding,
+            codec,
+            ..Default::default()
+        };
+        let track = Arc::new(TrackLocalStaticRTP::new(MediaStreamTrack::new(
+            "-".to_owned(),
+            cid.to_owned(),
+            cid.to_owned(),
+            kind,
+            vec![encoding],
+        )));
+        self.publisher.add_track(track.clone()).await?;
+        let sender = Sender {
+            track,
+            ssrc,
+            payload_type,
+            sequence: Mutex::new(rand::random()),
+        };
+        Ok((sender, self.offer().await?))
+    }
+
+    /// A fresh offer of the publisher connection.
+    pub(super) async fn offer(&mut self) -> Result<proto::SessionDescription> {
+        let offer = self.publisher.create_offer(None).await?;
+        self.publisher.set_local_description(offer.clone()).await?;
+        self.offers += 1;
+        Ok(description("offer", offer.sdp, self.offers))
+    }
+
+    pub(super) async fn close(&self) {
+        let _ = self.publisher.close().await;
+        let _ = self.subscriber.close().await;
+    }
+}
+
+impl Channels {
+    /// Sends a user packet once the channels are open.
+    pub(super) async fn send(&self, payload: &[u8], topic: &str, reliable: bool) -> Result<()> {
+        let mut open = self.open.clone();
+        tokio::time::timeout(Duration::from_secs(10), open.wait_for(|count| *count >= 2))
+            .await
+            .context("the data channels did not open")?
+            .context("the session has ended")?;
+        let user = proto::UserPacket {
+            payload: payload.to_vec(),
+            topic: Some(topic.to_owned()),
+            ..Default::default()
+        };
+        let sequence = if reliable {
+            self.sequence.fetch_add(1, Ordering::Relaxed) + 1
+        } else {
+            0
+        };
+        let packet = proto::DataPacket {
+            sequence,
+            value: Some(proto::data_packet::Value::User(user)),
+            ..Default::default()
+        };
+        let bytes = BytesMut::from(&packet.encode_to_vec()[..]);
+        let channel = if reliable {
+            &self.reliable
+        } else {
+            &self.lossy
+        };
+        channel
+            .send(bytes)
+            .await
+            .context("the data channel is gone")
+    }
+}
+
+fn description(kind: &str, sdp: String, id: u32) -> proto::SessionDescription {
+    proto::SessionDescription {
+        r#type: kind.to_owned(),
+        sdp,
+        id,
+        ..Default::default()
+    }
+}
