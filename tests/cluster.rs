@@ -1,1 +1,360 @@
 //! Real clusters: `flotilla` processes on loopback, bootstrapped with the CLI as an operator would.
+//!
+//! Judged from outside only: HTTP, signalling and `flotilla admin --json`. A cluster ends with its
+//! value; a node that printed a panic fails the test that owned it.
+
+use std::fs::File;
+use std::net::{TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::token::{KEY, SECRET};
+
+const CLUSTER_SECRET: &str = "test cluster secret, long enough";
+const ADMIN_TOKEN: &str = "test admin token";
+
+/// Path of the binary under test: `FLOTILLA_BIN`, or `flotilla` beside the test's own profile folder.
+///
+/// # Errors
+/// If there is none; says how to build it.
+pub fn binary() -> Result<PathBuf> {
+    if let Some(chosen) = std::env::var_os("FLOTILLA_BIN") {
+        return Ok(chosen.into());
+    }
+    let own = std::env::current_exe()?;
+    own.ancestors()
+        .map(|folder| folder.join("flotilla"))
+        .find(|path| path.is_file())
+        .context("no flotilla binary: cargo build --package flotilla-node --bin flotilla")
+}
+
+/// A node's process and where it listens.
+pub struct Node {
+    /// Its id, from 1.
+    pub id: u64,
+    /// HTTP and WebSocket.
+    pub url: String,
+    cluster_address: String,
+    admin_address: String,
+    config: PathBuf,
+    log: PathBuf,
+    process: Option<Child>,
+}
+
+impl Node {
+    fn new(id: u64, folder: &Path, seeds: &[String]) -> Result<Self> {
+        let home = folder.join(format!("n{id}"));
+        std::fs::create_dir_all(&home)?;
+        let (port, cluster, admin) = (free_tcp()?, free_tcp()?, free_tcp()?);
+        let udp = UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
+        let cluster_address = format!("127.0.0.1:{cluster}");
+        let admin_address = format!("127.0.0.1:{admin}");
+        let config = home.join("flotilla.yaml");
+        let text = json!({
+            "port": port,
+            "bind_addresses": ["127.0.0.1"],
+            "keys": { KEY: SECRET },
+            "region": "local",
+            "rtc": { "udp_port": udp, "node_ip": "127.0.0.1" },
+            "cluster": {
+                "name": "test",
+                "node_id": id,
+                "data_dir": home.join("data"),
+                "bind": cluster_address,
+                "advertise": cluster_address,
+                "secret": CLUSTER_SECRET,
+                "seeds": seeds,
+            },
+            "admin": { "bind": admin_address, "token": ADMIN_TOKEN },
+        });
+        std::fs::write(&config, serde_json::to_vec_pretty(&text)?)?;
+        Ok(Self {
+            id,
+            url: format!("http://127.0.0.1:{port}"),
+            cluster_address,
+            admin_address,
+            config,
+            log: home.join("log.txt"),
+            process: None,
+        })
+    }
+
+    /// Starts the process.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn start(&mut self) -> Result<()> {
+        let log = File::options().create(true).append(true).open(&self.log)?;
+        let child = Command::new(binary()?)
+            .args(["start", "--config"])
+            .arg(&self.config)
+            .env("RUST_BACKTRACE", "1")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()?;
+        self.process = Some(child);
+        Ok(())
+    }
+
+    /// Process id while it runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Child::id)
+    }
+
+    /// SIGKILL, and waits for the end.
+    ///
+    /// # Errors
+    /// If the process cannot be killed.
+    pub fn kill(&mut self) -> Result<()> {
+        if let Some(mut child) = self.process.take() {
+            child.kill()?;
+            child.wait()?;
+        }
+        Ok(())
+    }
+
+    fn terminate(&mut self) -> Result<()> {
+        let Some(mut child) = self.process.take() else {
+            return Ok(());
+        };
+        let pid = child.id().to_string();
+        Command::new("kill").args(["-TERM", &pid]).status()?;
+        let deadline = Instant::now() + Duration::from_secs(15);
+        while Instant::now() < deadline {
+            if child.try_wait()?.is_some() {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        child.kill()?;
+        child.wait()?;
+        bail!("node {} did not stop within 15 s of SIGTERM", self.id)
+    }
+
+    fn answers(&self) -> bool {
+        let Some(host) = self.url.strip_prefix("http://") else {
+            return false;
+        };
+        http_status(host).is_ok_and(|status| status == 200)
+    }
+
+    /// What it has logged so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+/// Some nodes of one region.
+pub struct Cluster {
+    /// The nodes; node `n` stands at `n - 1`.
+    pub nodes: Vec<Node>,
+    _folder: TempDir,
+}
+
+impl Cluster {
+    /// Bootstraps: `cluster init`, a `cluster join` for each further node, then they run.
+    ///
+    /// # Errors
+    /// What did not come up, with the end of its log.
+    pub fn start(count: u64) -> Result<Self> {
+        let folder = TempDir::with_prefix("flotilla-test-")?;
+        let mut nodes = vec![Node::new(1, folder.path(), &[])?];
+        let seed = nodes[0].cluster_address.clone();
+        for id in 2..=count {
+            nodes.push(Node::new(id, folder.path(), std::slice::from_ref(&seed))?);
+        }
+        let mut cluster = Self {
+            nodes,
+            _folder: folder,
+        };
+        let config = cluster.nodes[0].config.display().to_string();
+        flotilla(&["cluster", "init", "--config", &config])?;
+        cluster.nodes[0].start()?;
+        cluster.wait_for(0)?;
+        for index in 1..cluster.nodes.len() {
+            let config = cluster.nodes[index].config.display().to_string();
+            flotilla(&["cluster", "join", "--config", &config, "--peer", &seed])?;
+            cluster.nodes[index].start()?;
+        }
+        for index in 1..cluster.nodes.len() {
+            cluster.wait_for(index)?;
+        }
+        let voters = cluster.nodes.len().min(3);
+        wait(Duration::from_secs(20), "every node votes", || {
+            Ok(cluster.voters()? >= voters)
+        })?;
+        Ok(cluster)
+    }
+
+    fn wait_for(&self, index: usize) -> Result<()> {
+        let node = &self.nodes[index];
+        let what = format!("node {} answers", node.id);
+        wait(Duration::from_secs(20), &what, || Ok(node.answers())).with_context(|| {
+            let log = node.log();
+            log[log.len().saturating_sub(2000)..].to_owned()
+        })
+    }
+
+    /// Waits until a node that was started again answers.
+    ///
+    /// # Errors
+    /// If it does not within 20 s.
+    pub fn wait_until_answers(&self, id: u64) -> Result<()> {
+        self.wait_for(usize::try_from(id)? - 1)
+    }
+
+    /// The node with this id.
+    pub fn node(&mut self, id: u64) -> &mut Node {
+        let index = usize::try_from(id).expect("small") - 1;
+        &mut self.nodes[index]
+    }
+
+    /// `flotilla admin … --json`, asked of a living node.
+    ///
+    /// # Errors
+    /// What the command printed when it failed.
+    pub fn admin(&self, arguments: &[&str]) -> Result<Value> {
+        let node = self
+            .nodes
+            .iter()
+            .find(|node| node.process.is_some())
+            .context("no node runs")?;
+        self.admin_of(node.id, arguments)
+    }
+
+    /// `flotilla admin … --json`, asked of one node.
+    ///
+    /// # Errors
+    /// What the command printed when it failed.
+    pub fn admin_of(&self, id: u64, arguments: &[&str]) -> Result<Value> {
+        let node = &self.nodes[usize::try_from(id)? - 1];
+        let mut all = vec![
+            "admin",
+            "--address",
+            &node.admin_address,
+            "--token",
+            ADMIN_TOKEN,
+            "--json",
+        ];
+        all.extend(arguments);
+        Ok(serde_json::from_str(&flotilla(&all)?)?)
+    }
+
+    fn voters(&self) -> Result<usize> {
+        let status = self.admin(&["status"])?;
+        let nodes = status["nodes"].as_array().context("status lists nodes")?;
+        Ok(nodes.iter().filter(|node| node["role"] == "voter").count())
+    }
+
+    /// The Raft leader's id.
+    ///
+    /// # Errors
+    /// If no node knows one.
+    pub fn leader(&self) -> Result<u64> {
+        self.admin(&["status"])?["leader"]
+            .as_u64()
+            .context("no leader")
+    }
+
+    /// Stops every node and checks that none panicked.
+    ///
+    /// # Errors
+    /// The line of the panic, or the node that would not stop.
+    pub fn stop(mut self) -> Result<()> {
+        for node in &mut self.nodes {
+            node.terminate()?;
+        }
+        for node in &self.nodes {
+            let log = node.log();
+            let panic = log.lines().find(|line| line.contains("panicked"));
+            ensure!(
+                panic.is_none(),
+                "node {}: {}",
+                node.id,
+                panic.unwrap_or_default()
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for node in &mut self.nodes {
+            let _ = node.kill();
+        }
+    }
+}
+
+/// Runs the binary to its end and gives its output.
+///
+/// # Errors
+/// Everything it printed, if it failed.
+pub fn flotilla(arguments: &[&str]) -> Result<String> {
+    let done = Command::new(binary()?)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()?;
+    let (out, err) = (
+        String::from_utf8_lossy(&done.stdout),
+        String::from_utf8_lossy(&done.stderr),
+    );
+    ensure!(
+        done.status.success(),
+        "flotilla {}: {out}{err}",
+        arguments.join(" ")
+    );
+    Ok(out.into_owned())
+}
+
+/// Waits for a condition with a deadline.
+///
+/// # Errors
+/// `what`, with the last failure of the condition, when the deadline passes.
+pub fn wait(
+    limit: Duration,
+    what: &str,
+    mut condition: impl FnMut() -> Result<bool>,
+) -> Result<()> {
+    let deadline = Instant::now() + limit;
+    let mut last = None;
+    while Instant::now() < deadline {
+        match condition() {
+            Ok(true) => return Ok(()),
+            Ok(false) => {}
+            Err(failure) => last = Some(failure),
+        }
+        std::thread::sleep(Duration::from_millis(30));
+    }
+    bail!("not within {limit:?}: {what} ({last:?})")
+}
+
+fn free_tcp() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+fn http_status(host: &str) -> Result<u16> {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(host)?;
+    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+    write!(
+        stream,
+        "GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+    )?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    answer
+        .split(' ')
+        .nth(1)
+        .context("no status line")?
+        .parse()
+        .context("no status")
+}

@@ -62,11 +62,11 @@ class Node:
             "port": self.port,
             "bind_addresses": ["127.0.0.1"],
             "keys": {KEY: SECRET},
-            "rtc": {"udp_port": self.udp_port, "node_ip": "127.0.0.1", "shards": 1},
+            "region": "local",
+            "rtc": {"udp_port": self.udp_port, "node_ip": "127.0.0.1"},
             "cluster": {
                 "name": "interop",
                 "node_id": self.number,
-                "region": "local",
                 "data_dir": str(self.folder / "data"),
                 "bind": self.cluster_address,
                 "advertise": self.cluster_address,

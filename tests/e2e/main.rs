@@ -1,0 +1,4 @@
+//! Rooms that span nodes, from outside: real processes, the test client, one file per subject.
+
+mod leader_loss;
+mod media;
