@@ -8,5 +8,6 @@ pub mod discard;
 pub mod event;
 pub mod forward;
 pub mod index;
+pub mod peer;
 pub mod stats;
 pub mod transmit;

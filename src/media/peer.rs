@@ -1,0 +1,16 @@
+//! One peer connection: from datagrams to media packets and data-channel messages, and back.
+//!
+//! ```text
+//! datagram -> demux -> stun -> ice ----.
+//!                   -> dtls -> dtls ---+-> transport -> engine
+//!                        '-> sctp -----'
+//!                   -> rtp, rtcp -> srtp -> router
+//! ```
+
+mod contain;
+pub mod demux;
+pub mod dtls;
+pub mod ice;
+pub mod sctp;
+pub mod srtp;
+pub mod transport;

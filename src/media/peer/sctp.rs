@@ -1,0 +1,534 @@
+//! Data channels: rtc-sctp carries the messages, rtc-datachannel's DCEP names the channels.
+//!
+//! The transport feeds decrypted packets and encrypts what is polled. The client opens the
+//! association; who opens the channels is the [`ChannelPlan`]. What is sent waits in a bounded queue
+//! per channel in front of the library, which itself gets only as much as it can soon send.
+//! RFC 8831, RFC 8832, RFC 9260.
+
+mod channel;
+
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use rtc_datachannel::message::Message;
+use rtc_datachannel::message::message_channel_ack::DataChannelAck;
+use rtc_datachannel::message::message_channel_open::{
+    CHANNEL_PRIORITY_NORMAL, ChannelType, DataChannelOpen,
+};
+use rtc_sctp::{
+    Association, AssociationHandle, DatagramEvent, Endpoint, EndpointConfig, EndpointEvent, Event,
+    Payload, PayloadProtocolIdentifier as Ppi, ReliabilityType, ServerConfig, StreamEvent,
+    TimerConfig, TransportConfig,
+};
+use rtc_shared::TransportProtocol;
+use rtc_shared::marshal::{Marshal, Unmarshal};
+
+use crate::command::Channel;
+use crate::discard::Discard;
+use crate::peer::contain::contain;
+use channel::{Outgoing, label, labelled};
+
+/// Who opens the data channels.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ChannelPlan {
+    /// The client, in-band.
+    Client,
+    /// We do, in-band, `_reliable` and `_lossy`: LiveKit's v0 subscriber connection.
+    Server,
+    /// Nobody: ids 100, 101 and 102 are agreed on beforehand.
+    Negotiated,
+}
+
+/// Limits of data channels.
+#[derive(Clone, Copy, Debug)]
+pub struct DataLimits {
+    /// Longest message, both ways.
+    pub message_bytes_max: usize,
+    /// Bytes that may wait to be sent on the reliable channel; more is refused.
+    pub reliable_bytes_max: usize,
+    /// As much on each of the lossy channels; more pushes out the oldest.
+    pub lossy_bytes_max: usize,
+}
+
+impl Default for DataLimits {
+    fn default() -> Self {
+        Self {
+            message_bytes_max: 256 * 1024,
+            reliable_bytes_max: 16 * 1024 * 1024,
+            lossy_bytes_max: 256 * 1024,
+        }
+    }
+}
+
+/// Why a message was not taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum SendError {
+    /// The client has no such channel, or not yet.
+    #[error("the data channel is not open")]
+    NotOpen,
+    /// Too much waits on the reliable channel already.
+    #[error("the data channel's queue is full")]
+    Full,
+    /// The message is longer than allowed.
+    #[error("the message is too long")]
+    TooLong,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub(super) enum SctpEvent {
+    /// Messages can be sent and received on it.
+    Open(Channel),
+    /// A message arrived.
+    Data(Channel, Bytes),
+}
+
+/// The library's name for the one client.
+const PEER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 9);
+/// Associations that a client may have begun and not finished. It begins another when the answer to
+/// its first packet was late, and after it lost its state.
+const PENDING_MAX: usize = 3;
+/// Bytes that may wait in the library per stream: what fills a fast and long path.
+const IN_LIBRARY_MAX: usize = 256 * 1024;
+/// Shortest packet: a header and one chunk header.
+const PACKET_LEN_MIN: usize = 16;
+/// Encrypted packets kept until the transport takes them. The library's window is well below.
+const CHANNELS: [Channel; 3] = [Channel::Reliable, Channel::Lossy, Channel::DataTrack];
+
+/// One association under way.
+struct Session {
+    handle: AssociationHandle,
+    association: Box<Association>,
+}
+
+/// One connection's data channels.
+pub(super) struct Sctp {
+    plan: ChannelPlan,
+    limits: DataLimits,
+    endpoint: Endpoint,
+    current: Option<Session>,
+    pending: VecDeque<Session>,
+    outgoing: [Outgoing; 3],
+    transmits: VecDeque<Bytes>,
+    events: VecDeque<SctpEvent>,
+    /// Messages that came on streams without a channel of ours, or were too long.
+    dropped_in: u64,
+}
+
+impl Sctp {
+    pub(super) fn new(plan: ChannelPlan, limits: DataLimits) -> Self {
+        // The peer may be gone for the length of an ICE restart; the library counts expiries of a
+        // timer that doubles from about a second.
+        let timers = TimerConfig {
+            max_t3_rtx_retrans: 12,
+            ..TimerConfig::default()
+        };
+        let transport = TransportConfig::default()
+            .with_max_message_size(u32::try_from(limits.message_bytes_max).unwrap_or(u32::MAX))
+            .with_timer_config(timers);
+        let endpoint = Endpoint::new(
+            PEER,
+            TransportProtocol::UDP,
+            Arc::new(EndpointConfig::new()),
+            Some(Arc::new(ServerConfig::new(transport))),
+        );
+        let outgoing = CHANNELS.map(|channel| Outgoing::new(channel, &limits));
+        Self {
+            plan,
+            limits,
+            endpoint,
+            current: None,
+            pending: VecDeque::new(),
+            outgoing,
+            transmits: VecDeque::new(),
+            events: VecDeque::new(),
+            dropped_in: 0,
+        }
+    }
+
+    /// Queues a message. On the reliable channel it may come before the channel is open.
+    pub(super) fn send(
+        &mut self,
+        now: Instant,
+        channel: Channel,
+        message: Bytes,
+    ) -> Result<(), SendError> {
+        if message.len() > self.limits.message_bytes_max {
+            return Err(SendError::TooLong);
+        }
+        self.outgoing[channel as usize].push(message)?;
+        self.drive(now).map_err(|_| SendError::NotOpen)
+    }
+
+    /// Takes a decrypted packet.
+    pub(super) fn handle(&mut self, now: Instant, packet: Bytes) -> Result<(), Discard> {
+        if packet.len() < PACKET_LEN_MIN {
+            return Err(Discard::Malformed);
+        }
+        let endpoint = &mut self.endpoint;
+        let handled = contain("sctp", || endpoint.handle(now, PEER, None, packet));
+        let Ok(handled) = handled else {
+            return self.give_up();
+        };
+        match handled {
+            None => return Err(Discard::Malformed),
+            Some((handle, DatagramEvent::NewAssociation(association))) => {
+                if self.pending.len() == PENDING_MAX
+                    && let Some(oldest) = self.pending.pop_front()
+                {
+                    self.forget(&oldest);
+                }
+                self.pending.push_back(Session {
+                    handle,
+                    association: Box::new(association),
+                });
+            }
+            Some((handle, DatagramEvent::AssociationEvent(event))) => {
+                let session = self
+                    .current
+                    .iter_mut()
+                    .chain(&mut self.pending)
+                    .find(|session| session.handle == handle)
+                    .ok_or(Discard::DtlsRefused)?;
+                let association = &mut session.association;
+                if contain("sctp", || association.handle_event(event)).is_err() {
+                    return self.give_up();
+                }
+            }
+            Some(_) => return Err(Discard::DtlsRefused),
+        }
+        self.drive(now)
+    }
+
+    pub(super) fn poll_transmit(&mut self) -> Option<Bytes> {
+        self.transmits.pop_front()
+    }
+
+    pub(super) fn poll_event(&mut self) -> Option<SctpEvent> {
+        self.events.pop_front()
+    }
+
+    pub(super) fn is_open(&self, channel: Channel) -> bool {
+        self.outgoing[channel as usize].is_open()
+    }
+
+    /// Messages of a lossy channel pushed out by newer ones.
+    pub(super) fn dropped_out(&self, channel: Channel) -> u64 {
+        self.outgoing[channel as usize].dropped()
+    }
+
+    /// Messages received that belong to no channel or are too long.
+    pub(super) const fn dropped_in(&self) -> u64 {
+        self.dropped_in
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let sessions = self.current.iter().chain(&self.pending);
+        sessions
+            .filter_map(|session| session.association.poll_timeout())
+            .min()
+    }
+
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
+        let mut sessions = self.current.iter_mut().chain(&mut self.pending);
+        let due = sessions.try_for_each(|session| {
+            let association = &mut session.association;
+            if association.poll_timeout().is_some_and(|due| due <= now) {
+                contain("sctp", || association.handle_timeout(now))
+            } else {
+                Ok(())
+            }
+        });
+        // Both outcomes are final here: a packet's sender would be told why, time is not.
+        let _ = match due {
+            Ok(()) => self.drive(now),
+            Err(_) => self.give_up(),
+        };
+    }
+
+    /// Moves everything that can move: events up, queues down, packets out.
+    fn drive(&mut self, now: Instant) -> Result<(), Discard> {
+        self.promote(now);
+        let Some(mut session) = self.current.take() else {
+            self.collect_pending(now);
+            return Ok(());
+        };
+        let association = &mut session.association;
+        let driven = contain("sctp", || {
+            self.take_events(now, association);
+            self.pump(now, association);
+            collect(now, association, &mut self.transmits);
+        });
+        if driven.is_err() {
+            self.current = Some(session);
+            return self.give_up();
+        }
+        if session.association.is_closed() {
+            self.forget(&session);
+            self.close_channels();
+        } else {
+            self.current = Some(session);
+        }
+        self.collect_pending(now);
+        Ok(())
+    }
+
+    /// Makes a pending association the current one when the client has confirmed it.
+    fn promote(&mut self, now: Instant) {
+        let ready = self
+            .pending
+            .iter()
+            .position(|session| !session.association.is_handshaking());
+        let Some(session) = ready.and_then(|at| self.pending.remove(at)) else {
+            return;
+        };
+        // The client chose this one; the others are its earlier attempts.
+        for other in std::mem::take(&mut self.pending)
+            .into_iter()
+            .chain(self.current.take())
+        {
+            self.forget(&other);
+        }
+        self.close_channels();
+        self.current = Some(session);
+        self.open_channels(now);
+    }
+
+    fn collect_pending(&mut self, now: Instant) {
+        let transmits = &mut self.transmits;
+        let mut broken = false;
+        for session in &mut self.pending {
+            let association = &mut session.association;
+            broken |= contain("sctp", || collect(now, association, transmits)).is_err();
+        }
+        if broken {
+            let _ = self.give_up();
+        }
+        let (gone, live): (VecDeque<_>, _) = std::mem::take(&mut self.pending)
+            .into_iter()
+            .partition(|s| s.association.is_closed());
+        self.pending = live;
+        gone.iter().for_each(|session| self.forget(session));
+    }
+
+    fn forget(&mut self, session: &Session) {
+        self.endpoint
+            .handle_event(session.handle, EndpointEvent::drained());
+    }
+
+    /// After a panic in the library: all its state goes, the client may begin anew.
+    fn give_up(&mut self) -> Result<(), Discard> {
+        let queues = std::mem::replace(self, Self::new(self.plan, self.limits));
+        self.events = queues.events;
+        self.dropped_in = queues.dropped_in;
+        Err(Discard::DtlsRefused)
+    }
+
+    /// Opens what is ours to open on a new association.
+    fn open_channels(&mut self, now: Instant) {
+        match self.plan {
+            ChannelPlan::Client => {}
+            ChannelPlan::Negotiated => {
+                for (channel, id) in CHANNELS.into_iter().zip([100, 101, 102]) {
+                    self.open_stream(channel, id);
+                    self.outgoing[channel as usize].confirm();
+                    self.events.push_back(SctpEvent::Open(channel));
+                }
+            }
+            // Odd ids are the DTLS server's.
+            ChannelPlan::Server => {
+                for (channel, id) in [(Channel::Reliable, 1), (Channel::Lossy, 3)] {
+                    self.open_stream(channel, id);
+                    let (channel_type, reliability_parameter) = match channel {
+                        Channel::Reliable => (ChannelType::Reliable, 0),
+                        Channel::Lossy | Channel::DataTrack => {
+                            (ChannelType::PartialReliableRexmitUnordered, 0)
+                        }
+                    };
+                    let open = Message::DataChannelOpen(DataChannelOpen {
+                        channel_type,
+                        priority: CHANNEL_PRIORITY_NORMAL,
+                        reliability_parameter,
+                        label: label(channel).as_bytes().to_vec(),
+                        protocol: Vec::new(),
+                    });
+                    if let Some(session) = &mut self.current {
+                        write_dcep(now, &mut session.association, id, &open);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Opens a stream of the current association for a channel of ours.
+    fn open_stream(&mut self, channel: Channel, id: u16) {
+        let Some(session) = &mut self.current else {
+            return;
+        };
+        if let Ok(mut stream) = session.association.open_stream(id, Ppi::Binary)
+            && channel != Channel::Reliable
+        {
+            // It fails on closed streams only.
+            let _ = stream.set_reliability_params(true, ReliabilityType::Rexmit, 0);
+        }
+        self.outgoing[channel as usize].bind(id);
+    }
+
+    fn take_events(&mut self, now: Instant, association: &mut Association) {
+        while let Some(event) = association.poll() {
+            match event {
+                Event::Stream(StreamEvent::Readable { id }) => self.read(now, association, id),
+                Event::Stream(StreamEvent::Opened { .. }) => {
+                    while association.accept_stream().is_some() {}
+                }
+                // The client closed a stream.
+                Event::AssociationLost { id, .. } => {
+                    if let Some(outgoing) = self.outgoing.iter_mut().find(|o| o.is_bound_to(id)) {
+                        outgoing.close();
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn read(&mut self, now: Instant, association: &mut Association, id: u16) {
+        loop {
+            let message = match association.stream(id).map(|mut stream| stream.read_sctp()) {
+                Ok(Ok(Some(message))) => message,
+                _ => return,
+            };
+            if message.ppi == Ppi::Dcep {
+                if let Ok(bytes) = message.to_payload(self.limits.message_bytes_max) {
+                    self.handle_dcep(now, association, id, bytes.freeze());
+                }
+                continue;
+            }
+            let channel = CHANNELS
+                .into_iter()
+                .find(|c| self.outgoing[*c as usize].is_bound_to(id));
+            let payload = match message.ppi {
+                Ppi::StringEmpty | Ppi::BinaryEmpty => Ok(Bytes::new()),
+                _ => message
+                    .to_payload(self.limits.message_bytes_max)
+                    .map(Into::into),
+            };
+            match (channel, payload) {
+                (Some(channel), Ok(payload)) => {
+                    // A client that sends has the channel open, though its ACK may be late.
+                    self.confirm(channel);
+                    self.events.push_back(SctpEvent::Data(channel, payload));
+                }
+                _ => self.dropped_in += 1,
+            }
+        }
+    }
+
+    fn handle_dcep(
+        &mut self,
+        now: Instant,
+        association: &mut Association,
+        id: u16,
+        mut bytes: Bytes,
+    ) {
+        match Message::unmarshal(&mut bytes) {
+            Ok(Message::DataChannelOpen(open)) => {
+                let Some(channel) = labelled(&open.label) else {
+                    self.dropped_in += 1;
+                    return;
+                };
+                let (unordered, reliability) = match open.channel_type {
+                    ChannelType::Reliable => (false, ReliabilityType::Reliable),
+                    ChannelType::ReliableUnordered => (true, ReliabilityType::Reliable),
+                    ChannelType::PartialReliableRexmit => (false, ReliabilityType::Rexmit),
+                    ChannelType::PartialReliableRexmitUnordered => (true, ReliabilityType::Rexmit),
+                    ChannelType::PartialReliableTimed => (false, ReliabilityType::Timed),
+                    _ => (true, ReliabilityType::Timed),
+                };
+                if let Ok(mut stream) = association.stream(id) {
+                    let parameter = open.reliability_parameter;
+                    let _ = stream.set_reliability_params(unordered, reliability, parameter);
+                }
+                write_dcep(
+                    now,
+                    association,
+                    id,
+                    &Message::DataChannelAck(DataChannelAck),
+                );
+                self.outgoing[channel as usize].bind(id);
+                self.confirm(channel);
+            }
+            Ok(Message::DataChannelAck(_)) => {
+                let channel = CHANNELS
+                    .into_iter()
+                    .find(|c| self.outgoing[*c as usize].is_bound_to(id));
+                if let Some(channel) = channel {
+                    self.confirm(channel);
+                }
+            }
+            _ => self.dropped_in += 1,
+        }
+    }
+
+    fn confirm(&mut self, channel: Channel) {
+        if self.outgoing[channel as usize].confirm() {
+            self.events.push_back(SctpEvent::Open(channel));
+        }
+    }
+
+    /// Hands queued messages to the library while it has room.
+    fn pump(&mut self, now: Instant, association: &mut Association) {
+        for outgoing in &mut self.outgoing {
+            let Some(id) = outgoing.stream() else {
+                continue;
+            };
+            let Ok(mut stream) = association.stream(id) else {
+                outgoing.close();
+                continue;
+            };
+            while stream
+                .buffered_amount()
+                .is_ok_and(|buffered| buffered < IN_LIBRARY_MAX)
+            {
+                let Some(message) = outgoing.pop() else {
+                    break;
+                };
+                let written = if message.is_empty() {
+                    stream.write_chunk_with_ppi(now, &Bytes::from_static(&[0]), Ppi::BinaryEmpty)
+                } else {
+                    stream.write_chunk_with_ppi(now, &message, Ppi::Binary)
+                };
+                if written.is_err() {
+                    outgoing.close();
+                    break;
+                }
+            }
+        }
+    }
+
+    fn close_channels(&mut self) {
+        self.outgoing.iter_mut().for_each(Outgoing::close);
+    }
+}
+
+fn write_dcep(now: Instant, association: &mut Association, id: u16, message: &Message) {
+    if let (Ok(mut stream), Ok(bytes)) = (association.stream(id), message.marshal()) {
+        // It fails on a stream that is closed already; there is nobody to tell.
+        let _ = stream.write_chunk_with_ppi(now, &bytes.freeze(), Ppi::Dcep);
+    }
+}
+
+/// Takes the packets that an association wants to send now.
+fn collect(now: Instant, association: &mut Association, transmits: &mut VecDeque<Bytes>) {
+    while let Some(transmit) = association.poll_transmit(now) {
+        if let Payload::RawEncode(packets) = transmit.message {
+            transmits.extend(packets);
+        }
+    }
+}

@@ -1,0 +1,439 @@
+//! One peer connection's way over the network: ICE, DTLS, SRTP and SCTP as one thing.
+//!
+//! The engine hands it the STUN and DTLS datagrams of its client, and the time; it polls events and
+//! datagrams. Media packets do not pass through here: the engine takes [`Transport::sender`] and
+//! [`Transport::receiver`] to them directly. An idle transport costs nothing but its one deadline.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use rand::RngCore;
+
+use crate::command::Channel;
+use crate::discard::Discard;
+use crate::peer::dtls::{Certificate, Dtls, DtlsEvent, DtlsSnapshot, Fingerprint};
+use crate::peer::ice::{Credentials, IceAgent, IceChange, IceState, IceTimeouts};
+use crate::peer::sctp::{ChannelPlan, DataLimits, Sctp, SctpEvent, SendError};
+use crate::peer::srtp::{SrtpReceiver, SrtpSender};
+
+/// What a transport is made from.
+#[derive(Clone, Debug)]
+pub struct TransportConfig {
+    /// The certificate shown to the client.
+    pub certificate: Arc<Certificate>,
+    /// How long checks are waited for.
+    pub timeouts: IceTimeouts,
+    /// Who opens the data channels.
+    pub channels: ChannelPlan,
+    /// Limits of data channels.
+    pub data: DataLimits,
+}
+
+/// The client's DTLS role, `a=setup`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Setup {
+    /// It sends the ClientHello.
+    Active,
+    /// It waits for one, which does not come from here.
+    Passive,
+    /// It leaves the choice to us, in an offer.
+    ActPass,
+}
+
+/// What the client's description says of its transport.
+#[derive(Clone, Debug)]
+pub struct RemoteParameters {
+    /// `a=ice-ufrag`.
+    pub ufrag: String,
+    /// `a=ice-pwd`. A lite agent sends no checks and has no use for it.
+    pub pwd: String,
+    /// `a=fingerprint:sha-256`.
+    pub fingerprint: Fingerprint,
+    /// `a=setup`.
+    pub setup: Setup,
+}
+
+/// The client's description does not fit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum RemoteError {
+    /// It wants us to be the DTLS client.
+    #[error("the client must take the active DTLS role")]
+    Role,
+    /// Another certificate than before; a new peer connection is needed for that.
+    #[error("the certificate fingerprint may not change")]
+    FingerprintChanged,
+}
+
+/// What happened to a transport.
+#[derive(Debug)]
+pub enum TransportEvent {
+    /// ICE and DTLS are up: for the first time, or again on the path of an ICE restart.
+    Connected,
+    /// It is over, or checks stopped for too long. After the latter an ICE restart may revive it.
+    Failed(&'static str),
+    /// A data channel is open both ways.
+    ChannelOpen(Channel),
+    /// A message arrived on a data channel.
+    Data {
+        /// Which channel.
+        channel: Channel,
+        /// The message.
+        payload: Bytes,
+    },
+    /// A user fragment of ours from before an ICE restart is no longer valid.
+    UfragRetired(String),
+}
+
+/// An established transport that can continue on another node. Holds keys: never to be written in
+/// the clear.
+#[derive(Clone, Debug)]
+pub struct TransportSnapshot {
+    /// The DTLS session.
+    pub dtls: DtlsSnapshot,
+    /// SSRC and highest index sent.
+    pub sent: Vec<(u32, u64)>,
+    /// SSRC and highest index received.
+    pub received: Vec<(u32, u64)>,
+    /// Highest SRTCP index sent.
+    pub rtcp_sent: u32,
+}
+
+/// How far ahead of its snapshot a transport continues elsewhere: farther than the old node can have
+/// sent since. Using an index twice under one key would break the cipher.
+#[derive(Clone, Copy, Debug)]
+pub struct Skip {
+    /// DTLS records.
+    pub records: u32,
+    /// RTP indices of each SSRC.
+    pub rtp: u64,
+    /// SRTCP indices.
+    pub rtcp: u32,
+}
+
+/// One peer connection's transport.
+pub struct Transport {
+    ice: IceAgent,
+    dtls: Dtls,
+    sctp: Sctp,
+    sender: Option<Box<SrtpSender>>,
+    receiver: Option<Box<SrtpReceiver>>,
+    fingerprint: Option<Fingerprint>,
+    /// Datagrams besides those that wait in the layers: of DTLS, addressed.
+    events: VecDeque<TransportEvent>,
+}
+
+impl Transport {
+    /// A transport that waits for its client.
+    #[must_use]
+    pub fn new(config: &TransportConfig, rng: &mut (impl RngCore + ?Sized)) -> Self {
+        Self::with_dtls(config, Dtls::new(config.certificate.clone()), rng)
+    }
+
+    fn with_dtls(config: &TransportConfig, dtls: Dtls, rng: &mut (impl RngCore + ?Sized)) -> Self {
+        Self {
+            ice: IceAgent::new(config.timeouts, rng),
+            dtls,
+            sctp: Sctp::new(config.channels, config.data),
+            sender: None,
+            receiver: None,
+            fingerprint: None,
+            events: VecDeque::new(),
+        }
+    }
+
+    /// Continues a session from another node. ICE starts anew: the client must be told the new
+    /// credentials, as in any ICE restart. No handshake follows. Data channels come back when the
+    /// client, or a node's restart of the association, opens them again.
+    ///
+    /// # Errors
+    /// [`Discard::Malformed`] if the snapshot is not one.
+    pub fn import(
+        now: Instant,
+        config: &TransportConfig,
+        snapshot: &TransportSnapshot,
+        skip: Skip,
+        rng: &mut (impl RngCore + ?Sized),
+    ) -> Result<Self, Discard> {
+        let certificate = config.certificate.clone();
+        let dtls = Dtls::import(now, certificate, &snapshot.dtls, skip.records)?;
+        let mut this = Self::with_dtls(config, dtls, rng);
+        this.start_srtp();
+        if let Some(sender) = &mut this.sender {
+            for (ssrc, index) in &snapshot.sent {
+                sender.set_index(*ssrc, index + skip.rtp);
+            }
+            sender.set_rtcp_index(snapshot.rtcp_sent.saturating_add(skip.rtcp));
+        }
+        if let Some(receiver) = &mut this.receiver {
+            for (ssrc, index) in &snapshot.received {
+                receiver.set_index(*ssrc, *index);
+            }
+        }
+        Ok(this)
+    }
+
+    /// What another node needs to continue; `None` before the connection is up.
+    #[must_use]
+    pub fn export(&self) -> Option<TransportSnapshot> {
+        Some(TransportSnapshot {
+            dtls: self.dtls.export()?,
+            sent: self
+                .sender
+                .iter()
+                .flat_map(|sender| sender.indices())
+                .collect(),
+            received: self
+                .receiver
+                .iter()
+                .flat_map(|receiver| receiver.indices())
+                .collect(),
+            rtcp_sent: self.sender.as_ref().map_or(0, |sender| sender.rtcp_index()),
+        })
+    }
+
+    /// Our ICE credentials for the next description.
+    #[must_use]
+    pub fn local_credentials(&self) -> &Credentials {
+        self.ice.local()
+    }
+
+    /// Begins an ICE restart: new credentials, see [`Transport::local_credentials`]. Those before
+    /// stay valid until the client has moved, then [`TransportEvent::UfragRetired`] follows.
+    pub fn restart_ice(&mut self, now: Instant, rng: &mut (impl RngCore + ?Sized)) {
+        self.ice.restart(now, rng);
+        self.take_retired();
+    }
+
+    /// Takes what the client's description says.
+    ///
+    /// # Errors
+    /// [`RemoteError`] if it does not fit; nothing is changed then.
+    pub fn set_remote(
+        &mut self,
+        now: Instant,
+        remote: &RemoteParameters,
+    ) -> Result<(), RemoteError> {
+        if remote.setup == Setup::Passive {
+            return Err(RemoteError::Role);
+        }
+        if self
+            .fingerprint
+            .is_some_and(|known| known != remote.fingerprint)
+        {
+            return Err(RemoteError::FingerprintChanged);
+        }
+        self.ice.set_remote(now, &remote.ufrag);
+        if self.fingerprint.is_none() {
+            self.fingerprint = Some(remote.fingerprint);
+            self.dtls.set_fingerprint(now, remote.fingerprint);
+            // What waited for the fingerprint has no packet left to be counted against.
+            let _ = self.after_dtls(now);
+        }
+        Ok(())
+    }
+
+    /// Takes a STUN message that names one of our user fragments. If it is good, `from` is an
+    /// address of the client from now on.
+    ///
+    /// # Errors
+    /// [`Discard`] if it is no valid check.
+    pub fn handle_stun(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        bytes: &[u8],
+    ) -> Result<(), Discard> {
+        let change = self.ice.handle(now, from, bytes)?;
+        match change {
+            Some(IceChange::Restarted) if self.dtls.is_connected() => {
+                self.events.push_back(TransportEvent::Connected);
+            }
+            _ => {}
+        }
+        self.take_retired();
+        Ok(())
+    }
+
+    /// Takes a DTLS datagram of the client.
+    ///
+    /// # Errors
+    /// [`Discard`] if `from` never passed a check or nothing in the datagram is of use.
+    pub fn handle_dtls(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        bytes: &[u8],
+    ) -> Result<(), Discard> {
+        if !self.ice.knows(from) {
+            return Err(Discard::UnknownPeer);
+        }
+        let outcome = self.dtls.handle(now, bytes);
+        let data = self.after_dtls(now);
+        outcome.and(data)
+    }
+
+    /// Moves what DTLS brought up to SCTP, and what SCTP answers down.
+    fn after_dtls(&mut self, now: Instant) -> Result<(), Discard> {
+        let mut outcome = Ok(());
+        while let Some(event) = self.dtls.poll_event() {
+            match event {
+                DtlsEvent::Connected => {
+                    self.start_srtp();
+                    self.events.push_back(TransportEvent::Connected);
+                }
+                DtlsEvent::Data(packet) => outcome = outcome.and(self.sctp.handle(now, packet)),
+                DtlsEvent::Failed(reason) => self.events.push_back(TransportEvent::Failed(reason)),
+            }
+        }
+        self.after_sctp(now);
+        outcome
+    }
+
+    fn after_sctp(&mut self, now: Instant) {
+        while let Some(event) = self.sctp.poll_event() {
+            self.events.push_back(match event {
+                SctpEvent::Open(channel) => TransportEvent::ChannelOpen(channel),
+                SctpEvent::Data(channel, payload) => TransportEvent::Data { channel, payload },
+            });
+        }
+        while let Some(packet) = self.sctp.poll_transmit() {
+            // Not connected any more: as good as lost on the way.
+            let _ = self.dtls.send(now, &packet);
+        }
+    }
+
+    fn start_srtp(&mut self) {
+        if let Some((sender, receiver)) = self.dtls.srtp() {
+            self.sender = Some(Box::new(sender));
+            self.receiver = Some(Box::new(receiver));
+        }
+    }
+
+    fn take_retired(&mut self) {
+        while let Some(ufrag) = self.ice.poll_retired() {
+            self.events.push_back(TransportEvent::UfragRetired(ufrag));
+        }
+    }
+
+    /// Lets time pass. To be called no later than [`Transport::deadline`]; harmless before.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.ice.handle_timeout(now) == Some(IceChange::Failed) {
+            self.events.push_back(TransportEvent::Failed(
+                "connectivity checks of the client stopped",
+            ));
+        }
+        self.dtls.handle_timeout(now);
+        self.sctp.handle_timeout(now);
+        // Only time passed: there is no packet whose fate could be told.
+        let _ = self.after_dtls(now);
+    }
+
+    /// When [`Transport::handle_timeout`] is due.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        [
+            self.ice.deadline(),
+            self.dtls.deadline(),
+            self.sctp.deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// The next datagram to send. DTLS waits here while no address of the client is known.
+    pub fn poll_transmit(&mut self) -> Option<(SocketAddr, Bytes)> {
+        if let Some(answer) = self.ice.poll_transmit() {
+            return Some(answer);
+        }
+        let remote = self.ice.remote()?;
+        Some((remote, self.dtls.poll_transmit()?))
+    }
+
+    /// The next event.
+    pub fn poll_event(&mut self) -> Option<TransportEvent> {
+        self.events.pop_front()
+    }
+
+    /// Sends a message on a data channel. On the reliable channel it may wait for the channel to
+    /// open; lossy channels drop their oldest messages when too much waits.
+    ///
+    /// # Errors
+    /// [`SendError`] if it was not taken.
+    pub fn send_data(
+        &mut self,
+        now: Instant,
+        channel: Channel,
+        message: Bytes,
+    ) -> Result<(), SendError> {
+        let sent = self.sctp.send(now, channel, message);
+        self.after_sctp(now);
+        sent
+    }
+
+    /// The address that the client nominated.
+    #[must_use]
+    pub fn remote(&self) -> Option<SocketAddr> {
+        self.ice.nominated()
+    }
+
+    /// Where datagrams go: the nominated address, before that the first that passed a check.
+    #[must_use]
+    pub fn destination(&self) -> Option<SocketAddr> {
+        self.ice.remote()
+    }
+
+    /// Whether media and data can flow.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.dtls.is_connected() && self.ice.remote().is_some()
+    }
+
+    /// Where ICE stands.
+    #[must_use]
+    pub const fn ice_state(&self) -> IceState {
+        self.ice.state()
+    }
+
+    /// Whether a data channel is open.
+    #[must_use]
+    pub fn is_open(&self, channel: Channel) -> bool {
+        self.sctp.is_open(channel)
+    }
+
+    /// Messages of a lossy channel that newer ones pushed out before they were sent.
+    #[must_use]
+    pub fn data_dropped(&self, channel: Channel) -> u64 {
+        self.sctp.dropped_out(channel)
+    }
+
+    /// Received messages that belonged to no channel or were too long.
+    #[must_use]
+    pub const fn data_refused(&self) -> u64 {
+        self.sctp.dropped_in()
+    }
+
+    /// What protects outgoing media; `None` until connected, or if the client does not do SRTP.
+    pub fn sender(&mut self) -> Option<&mut SrtpSender> {
+        self.sender.as_deref_mut()
+    }
+
+    /// What opens incoming media; `None` until connected, or if the client does not do SRTP.
+    pub fn receiver(&mut self) -> Option<&mut SrtpReceiver> {
+        self.receiver.as_deref_mut()
+    }
+
+    /// Ends the connection. With `alert` the client is told; without, as when another node takes the
+    /// session over, it notices nothing. Poll what is to be sent afterwards.
+    pub fn close(&mut self, now: Instant, alert: bool) {
+        self.dtls.close(now, alert);
+        self.sender = None;
+        self.receiver = None;
+    }
+}
