@@ -301,6 +301,9 @@ pub enum Rejection {
     /// No such track.
     #[error("track does not exist")]
     TrackNotFound,
+    /// Another participant publishes a track of the same sid.
+    #[error("a track of this sid exists already")]
+    TrackExists,
     /// The room is full.
     #[error("room is full")]
     RoomFull,

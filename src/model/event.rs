@@ -40,7 +40,8 @@ pub enum RoomEvent {
     ParticipantJoined(Arc<Participant>),
     /// Any visible change of a participant (state, name, metadata, attributes, permission).
     ParticipantUpdated(Arc<Participant>),
-    /// Left; carries the last record.
+    /// Left; carries the last record. Its tracks and subscriptions end with it: there is no
+    /// `TrackUnpublished` for them.
     ParticipantLeft {
         /// Last record, with state `Disconnected`.
         participant: Arc<Participant>,
@@ -70,8 +71,10 @@ pub enum RoomEvent {
         /// Track.
         track: Arc<Track>,
     },
-    /// What a subscriber is to receive may have changed: by its own wish, by a permission or by a
-    /// track that came or went.
+    /// What a subscriber is to receive may have changed by its own wish or by a permission. That
+    /// tracks came, went or were announced is told by `TrackPublished`, `TrackUpdated`,
+    /// `TrackUnpublished` and `ParticipantLeft` alone, not once per subscriber; there, everybody
+    /// looks at [`crate::placement::is_subscribed`] again.
     SubscriptionsChanged {
         /// Subscriber.
         identity: Identity,
@@ -87,6 +90,6 @@ pub enum RoomEvent {
         /// Now allowed.
         allowed: bool,
     },
-    /// The set of routes changed.
+    /// The set of routes changed; always the entry's last event for the room.
     RoutesChanged,
 }

@@ -9,12 +9,16 @@
 pub mod apply;
 pub mod cluster;
 pub mod command;
+pub mod deadline;
 pub mod encoding;
 pub mod event;
 pub mod id;
+pub mod limit;
+pub mod map;
 pub mod participant;
 pub mod permission;
 pub mod placement;
+pub mod request;
 pub mod room;
 pub mod track;
 pub mod unit;

@@ -73,6 +73,9 @@ pub struct Participant {
     pub kind_details: Vec<i32>,
     /// Where it is in its life.
     pub state: ParticipantState,
+    /// When it leaves with [`LeaveReason::JoinFailure`] unless it has become active; `None` once it
+    /// has.
+    pub activate_by: Option<UnixMillis>,
     /// When it joined.
     pub joined_at: UnixMillis,
     /// When the token it joined with was issued (`nbf`/`iat`), for revocation.
@@ -93,6 +96,26 @@ pub struct Participant {
     pub home: NodeId,
     /// Generation of that.
     pub epoch: Epoch,
+}
+
+/// `livekit.ParticipantInfo.Kind` of egress.
+const KIND_EGRESS: i32 = 2;
+/// `livekit.ParticipantInfo.Kind` of agents.
+const KIND_AGENT: i32 = 4;
+
+impl Participant {
+    /// Whether it counts toward the room's `max_participants`.
+    #[must_use]
+    pub fn takes_place(&self) -> bool {
+        takes_place(self.kind, &self.permission)
+    }
+}
+
+/// Whether a participant of this kind counts toward `max_participants`: agents, egress and
+/// recorders do not.
+#[must_use]
+pub fn takes_place(kind: i32, permission: &Permission) -> bool {
+    !(permission.agent || permission.recorder || kind == KIND_EGRESS || kind == KIND_AGENT)
 }
 
 /// Why a participant left; `livekit.DisconnectReason` numbers.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{Identity, TrackSid};
+use crate::id::{Identity, TrackSid, UnixMillis};
 use crate::track::Source;
 
 /// Mirrors `livekit.ParticipantPermission`.
@@ -46,4 +46,13 @@ impl Default for SubscriptionPermission {
             allowed: BTreeMap::new(),
         }
     }
+}
+
+/// Tokens that are not to be let in any more, although they have not expired.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct Revocation {
+    /// Tokens issued before this time are refused.
+    pub before: UnixMillis,
+    /// When the revocation is dropped.
+    pub until: UnixMillis,
 }

@@ -1,8 +1,12 @@
 //! Which node relays which track to which: a pure function of homes and subscriptions.
+//!
+//! [`crate::apply`] keeps [`Room::routes`] equal to [`routes`] by small steps; [`routes`] is the
+//! definition that its tests compare with.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use crate::id::TrackSid;
+use crate::id::{NodeId, TrackSid};
+use crate::map::Map;
 use crate::participant::Participant;
 use crate::room::{Room, Route};
 use crate::track::Track;
@@ -36,21 +40,46 @@ pub fn may_subscribe(subscriber: &Participant, publisher: &Participant, track: &
 
 /// The routes a room needs now: every track goes once to each other node that has a subscriber.
 #[must_use]
-pub fn routes(room: &Room) -> BTreeMap<TrackSid, BTreeSet<Route>> {
-    let mut routes: BTreeMap<TrackSid, BTreeSet<Route>> = BTreeMap::new();
-    for publisher in room.participants.values() {
-        for track in publisher.tracks.values() {
-            for subscriber in room.participants.values() {
-                if subscriber.home != publisher.home && is_subscribed(subscriber, publisher, track)
-                {
-                    routes.entry(track.sid.clone()).or_default().insert(Route {
-                        from: publisher.home,
-                        to: subscriber.home,
-                        epoch: publisher.epoch,
-                    });
-                }
+pub fn routes(room: &Room) -> Map<TrackSid, BTreeSet<Route>> {
+    room.tracks()
+        .map(|(publisher, track)| (track.sid.clone(), track_routes(room, publisher, track)))
+        .filter(|(_, routes)| !routes.is_empty())
+        .collect()
+}
+
+/// The routes one track needs now. Looks at participants only until every node is known to have a
+/// subscriber, which with automatic subscription is after a few.
+#[must_use]
+pub fn track_routes(room: &Room, publisher: &Participant, track: &Track) -> BTreeSet<Route> {
+    let mut routes = BTreeSet::new();
+    let nodes = room
+        .homes
+        .keys()
+        .filter(|node| **node != publisher.home)
+        .count();
+    if !track.announced || nodes == 0 {
+        return routes;
+    }
+    for subscriber in room.participants.values() {
+        let Some(route) = route(subscriber.home, publisher) else {
+            continue;
+        };
+        if !routes.contains(&route) && is_subscribed(subscriber, publisher, track) {
+            routes.insert(route);
+            if routes.len() == nodes {
+                break;
             }
         }
     }
     routes
+}
+
+/// The route on which a node gets a publisher's tracks; `None` on the publisher's own node.
+#[must_use]
+pub fn route(to: NodeId, publisher: &Participant) -> Option<Route> {
+    (to != publisher.home).then_some(Route {
+        from: publisher.home,
+        to,
+        epoch: publisher.epoch,
+    })
 }
