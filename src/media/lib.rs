@@ -5,6 +5,7 @@
 
 pub mod command;
 pub mod discard;
+pub mod engine;
 pub mod event;
 pub mod forward;
 pub mod index;

@@ -11,6 +11,8 @@ mod contain;
 pub mod demux;
 pub mod dtls;
 pub mod ice;
+pub mod negotiation;
 pub mod sctp;
+pub mod sdp;
 pub mod srtp;
 pub mod transport;
