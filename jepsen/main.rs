@@ -1,2 +1,74 @@
-//! chaos
-fn main() {}
+//! `chaos`: faults in real clusters, judged only by what clients and the admin API saw.
+//!
+//! A run is: start a cluster, run a workload that records every operation, inject the fault, let the
+//! cluster settle, read everything back, check. The history is written as JSON lines in Jepsen's
+//! shape. Exit code 0: the promise held; 1: a violation; 2: the run proves nothing.
+
+mod checker;
+mod history;
+mod kill_leader;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Faults in real clusters.
+#[derive(Parser)]
+#[command(name = "chaos")]
+struct Arguments {
+    #[command(subcommand)]
+    plan: Plan,
+    /// Folder for histories; nothing is written without it.
+    #[arg(long, global = true)]
+    out: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Plan {
+    /// SIGKILL of the Raft leader while people join, publish and rooms are written.
+    KillLeader {
+        /// How many times.
+        #[arg(long, default_value_t = 5)]
+        rounds: u32,
+    },
+}
+
+/// Verdict of a run.
+enum Verdict {
+    /// Every check held and the run had enough to check.
+    Holds,
+    /// What was violated.
+    Violated(Vec<String>),
+    /// Why the run proves nothing.
+    Vacuous(String),
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() -> anyhow::Result<ExitCode> {
+    let arguments = Arguments::parse();
+    let verdict = match arguments.plan {
+        Plan::KillLeader { rounds } => kill_leader::run(rounds, arguments.out.as_deref()).await?,
+    };
+    Ok(report(&verdict))
+}
+
+#[expect(clippy::print_stdout, reason = "this is a command-line tool")]
+fn report(verdict: &Verdict) -> ExitCode {
+    match verdict {
+        Verdict::Holds => {
+            println!("verdict: every check held");
+            ExitCode::SUCCESS
+        }
+        Verdict::Violated(violations) => {
+            for violation in violations {
+                println!("violated: {violation}");
+            }
+            ExitCode::from(1)
+        }
+        Verdict::Vacuous(why) => {
+            println!("verdict unknown, the run proves nothing: {why}");
+            ExitCode::from(2)
+        }
+    }
+}

@@ -65,6 +65,8 @@ pub struct Options {
     pub bind: String,
     /// NACK, reports and bandwidth feedback; off for load, where the path loses nothing.
     pub feedback: bool,
+    /// Opens the publisher connection and its data channels.
+    pub publishes: bool,
     /// How long to wait for the join and for the transport.
     pub timeout: Duration,
 }
@@ -79,6 +81,7 @@ impl Options {
             auto_subscribe: true,
             bind: "127.0.0.1:0".to_owned(),
             feedback: true,
+            publishes: true,
             timeout: Duration::from_secs(15),
         }
     }
@@ -125,6 +128,7 @@ impl Client {
         let peers = peer::Peers::new(&options, packet_in, message_in, up).await?;
         let channels = peers.channels.clone();
         let driver = tokio::spawn(drive(Driver {
+            publishes: options.publishes,
             socket,
             peers,
             responses: responses.clone(),
@@ -248,13 +252,16 @@ struct Driver {
     publishes: mpsc::Receiver<Publish>,
     waiting: HashMap<String, Publish>,
     ping: tokio::time::Interval,
+    publishes: bool,
 }
 
 /// Owns the negotiation: server messages, requests and publications, one at a time.
 async fn drive(mut driver: Driver) -> Result<()> {
     // The data channels of the publisher connection need an offer of their own at the start.
-    let offer = driver.peers.offer().await?;
-    driver.socket.send(Ask::Offer(offer)).await?;
+    if driver.publishes {
+        let offer = driver.peers.offer().await?;
+        driver.socket.send(Ask::Offer(offer)).await?;
+    }
     let outcome = loop {
         tokio::select! {
             told = driver.socket.next() => match told {

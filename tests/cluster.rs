@@ -139,10 +139,7 @@ impl Node {
     }
 
     fn answers(&self) -> bool {
-        let Some(host) = self.url.strip_prefix("http://") else {
-            return false;
-        };
-        http_status(host).is_ok_and(|status| status == 200)
+        crate::room_service::agent().get(&self.url).call().is_ok()
     }
 
     /// What it has logged so far.
@@ -339,22 +336,4 @@ pub fn wait(
 
 fn free_tcp() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
-}
-
-fn http_status(host: &str) -> Result<u16> {
-    use std::io::{Read, Write};
-    let mut stream = std::net::TcpStream::connect(host)?;
-    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-    write!(
-        stream,
-        "GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
-    )?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    answer
-        .split(' ')
-        .nth(1)
-        .context("no status line")?
-        .parse()
-        .context("no status")
 }

@@ -3,4 +3,5 @@
 
 pub mod client;
 pub mod cluster;
+pub mod room_service;
 pub mod token;
