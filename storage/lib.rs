@@ -1,1 +1,215 @@
-//! flotilla-storage
+//! How bytes are kept: Raft log, vote, committed index and snapshots of every group of a node.
+//!
+//! ```text
+//! raft ──► LogStore ──► writer thread ──► sled ──► fdatasync ──► acknowledgement
+//!     └──► SnapshotStore ──► file, fsync ──► writer thread (which file is current)
+//! ```
+//! `flotilla-raft` opens one [`Storage`] per node and one [`LogStore`] and [`SnapshotStore`] per
+//! group; all groups share one database and the one thread that writes it. Nothing is acknowledged
+//! before it is on the disk, nothing is read back unchecked, and nothing here knows what the
+//! entries mean.
+
+mod database;
+pub mod fault;
+mod identity;
+mod keys;
+mod log;
+mod open;
+mod record;
+mod snapshot;
+mod writer;
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::thread::JoinHandle;
+
+use openraft::RaftTypeConfig;
+use tokio::sync::watch;
+
+use crate::database::Database;
+use crate::fault::HealthCell;
+pub use crate::fault::{Damage, Fault, Health, OpenError, Problem};
+pub use crate::identity::Identity;
+use crate::identity::Layout;
+use crate::keys::GroupId;
+pub use crate::log::LogStore;
+pub use crate::snapshot::{SnapshotReader, SnapshotStore, SnapshotWriter, StoredSnapshot};
+use crate::writer::{Queue, Writer};
+
+/// A node's data folder, open and locked. Clones share it.
+///
+/// The folder is closed by [`Storage::close`], or when the last clone and the last handle of a
+/// group are dropped; both wait for the disk.
+#[derive(Clone, Debug)]
+pub struct Storage {
+    inner: Arc<Inner>,
+}
+
+/// What all handles share.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) layout: Layout,
+    pub(crate) queue: Arc<Queue>,
+    pub(crate) health: Arc<HealthCell>,
+    /// The read side; `None` once closed.
+    tree: RwLock<Option<sled::Db>>,
+    /// What ends with the store: the thread, and the lock of the folder. Taken by whoever closes.
+    ending: Mutex<Option<(JoinHandle<()>, File)>>,
+    /// Open groups; held while a group is being opened.
+    groups: Mutex<BTreeSet<GroupId>>,
+    identity: Mutex<Identity>,
+}
+
+impl Storage {
+    /// Opens a node's data folder, or makes it. Checks what it reads; blocks on the disk.
+    pub fn open(path: impl AsRef<Path>, identity: Identity) -> Result<Self, OpenError> {
+        Self::open_with(path.as_ref(), identity, |_| {})
+    }
+
+    /// Opens a data folder with a defect, to prove that a test finds it.
+    #[cfg(any(test, feature = "planted-bugs"))]
+    pub fn open_planted(
+        path: impl AsRef<Path>,
+        identity: Identity,
+        plant: fault::Plant,
+    ) -> Result<Self, OpenError> {
+        Self::open_with(path.as_ref(), identity, |database| database.plant(plant))
+    }
+
+    fn open_with(
+        path: &Path,
+        identity: Identity,
+        prepare: impl FnOnce(&mut Database),
+    ) -> Result<Self, OpenError> {
+        if let Some(cluster) = &identity.cluster {
+            identity::check_cluster(cluster)?;
+        }
+        let layout = Layout {
+            root: path.to_owned(),
+        };
+        let lock = identity::lock(&layout)?;
+        let known = identity::read(&layout)?;
+        if let Some(known) = &known {
+            identity::check(&layout, known, &identity)?;
+        }
+        let mut database = Database::open(&layout, known.is_some())?;
+        let cluster = known.as_ref().and_then(|known| known.cluster.clone());
+        let identity = Identity {
+            cluster: identity.cluster.or(cluster),
+            node: identity.node,
+        };
+        if known.as_ref() != Some(&identity) {
+            identity::write(&layout, &identity)?;
+        }
+        prepare(&mut database);
+
+        let health = Arc::new(HealthCell::new());
+        let queue = Arc::new(Queue::new(Arc::clone(&health)));
+        let tree = database.reader();
+        let writer = Writer::new(database, Arc::clone(&queue), Arc::clone(&health));
+        let thread = std::thread::Builder::new()
+            .name("storage-writer".into())
+            .spawn(move || writer.run())
+            .map_err(identity::failed("cannot start the writer thread for", path))?;
+        let inner = Inner {
+            layout,
+            queue,
+            health,
+            tree: RwLock::new(Some(tree)),
+            ending: Mutex::new(Some((thread, lock))),
+            groups: Mutex::default(),
+            identity: Mutex::new(identity),
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// Opens a group: its log and its snapshots. Every record of the group is checked.
+    ///
+    /// A group can be open once; it is free again when all its handles are dropped.
+    pub fn group<C: RaftTypeConfig>(
+        &self,
+        name: &str,
+    ) -> Result<(LogStore<C>, SnapshotStore), OpenError> {
+        open::group(&self.inner, name)
+    }
+
+    /// Binds the folder to a cluster, durably. Fails if it belongs to another one already.
+    pub fn set_cluster(&self, cluster: &str) -> Result<(), OpenError> {
+        identity::check_cluster(cluster)?;
+        let mut identity = lock(&self.inner.identity);
+        let fresh = Identity {
+            cluster: Some(cluster.to_owned()),
+            node: identity.node,
+        };
+        identity::check(&self.inner.layout, &identity, &fresh)?;
+        if *identity != fresh {
+            identity::write(&self.inner.layout, &fresh)?;
+            *identity = fresh;
+        }
+        Ok(())
+    }
+
+    /// Whose folder this is.
+    pub fn identity(&self) -> Identity {
+        lock(&self.inner.identity).clone()
+    }
+
+    /// Whether the store works, and how fast the disk is.
+    pub fn health(&self) -> Health {
+        self.inner.health.report()
+    }
+
+    /// Changes once, from `None` to the reason, when the store has failed and refuses all work.
+    pub fn watch_failure(&self) -> watch::Receiver<Option<Fault>> {
+        self.inner.health.watch()
+    }
+
+    /// Writes what is waiting and closes the folder. Handles that still exist get
+    /// [`Fault::Closed`].
+    pub fn close(self) {
+        self.inner.close();
+    }
+}
+
+impl Inner {
+    /// The database for reading.
+    pub(crate) fn reader(&self) -> Result<sled::Db, Fault> {
+        self.health.check()?;
+        let tree = self.tree.read().unwrap_or_else(PoisonError::into_inner);
+        tree.clone().ok_or(Fault::Closed)
+    }
+
+    /// Frees a group whose handles are gone.
+    pub(crate) fn release(&self, group: GroupId) {
+        lock(&self.groups).remove(&group);
+    }
+
+    fn close(&self) {
+        let Some((thread, folder_lock)) = lock(&self.ending).take() else {
+            return;
+        };
+        self.queue.close();
+        if thread.join().is_err() {
+            tracing::error!("the storage writer ended in a panic");
+        }
+        *self.tree.write().unwrap_or_else(PoisonError::into_inner) = None;
+        drop(folder_lock);
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+#[cfg(test)]
+mod tests;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,7 @@
+//! Tests of the store as its users see it: openraft's conformance suite, reopening, damage,
+//! failure, and random operations against a model.
+
+mod conformance;
+mod damage;
+mod model;
+mod support;
