@@ -15,7 +15,7 @@ mod room;
 mod route;
 mod subscription;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod track;
 
 use std::sync::Arc;

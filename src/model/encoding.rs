@@ -117,3 +117,6 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
         }),
     }
 }
+
+#[cfg(test)]
+mod tests;

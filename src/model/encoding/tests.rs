@@ -1,0 +1,270 @@
+//! Stored bytes of every version are still understood, and today's are what they were.
+//!
+//! `FLOTILLA_WRITE_FIXTURES=1 cargo test -p flotilla-model fixtures` writes the current version's
+//! files, which is needed once after [`VERSION`] was raised.
+
+use std::path::PathBuf;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::apply::tests::{Replica, create, join, join_of, leave, node, publish, track};
+use crate::cluster::NodeState;
+use crate::command::{Command, ParticipantUpdate, Rejection};
+use crate::id::{RequestId, UnixMillis};
+use crate::participant::LeaveReason;
+use crate::permission::SubscriptionPermission;
+use crate::track::{Layer, Quality, Source, Track, TrackCodec};
+use crate::unit::Size;
+
+/// One of every command but `Expire` and `Noop`, some of them refused.
+fn commands() -> Vec<Command> {
+    let mut described = track("TR_1", Source::Camera, true);
+    described.codecs = vec![TrackCodec {
+        mime: "video/vp8".to_owned(),
+        fmtp: "max-fs=12288".to_owned(),
+        cid: "cid".to_owned(),
+        mid: "1".to_owned(),
+        layers: vec![Layer {
+            quality: Quality::Low,
+            size: Size {
+                width: 320,
+                height: 180,
+            },
+            bitrate_bps: 150_000,
+            rid: "q".to_owned(),
+            ssrc: 1234,
+            repair_ssrc: 1235,
+        }],
+    }];
+    let mut named = join_of("hall", "b", 2);
+    named.name = "Bo".to_owned();
+    named.auto_subscribe = false;
+    named.attributes = [("key".to_owned(), "value".to_owned())].into();
+    vec![
+        Command::PutNode(node(1, 10)),
+        Command::PutNode(node(2, 20)),
+        Command::PutNode(node(3, 30)),
+        Command::SetNodeState {
+            node: node(3, 30).id,
+            state: NodeState::Draining,
+        },
+        Command::CreateRoom(create("empty")),
+        join("hall", "a", 1),
+        Command::Join(Box::new(named)),
+        join("hall", "c", 3),
+        Command::Activate {
+            room: "hall".into(),
+            identity: "a".into(),
+            sid: "PA_a".into(),
+        },
+        publish("hall", "a", "TR_1", Source::Camera),
+        publish("hall", "a", "TR_2", Source::Microphone),
+        update_track(described),
+        Command::SetTrackMuted {
+            room: "hall".into(),
+            identity: "a".into(),
+            track: "TR_2".into(),
+            muted: true,
+        },
+        Command::UpdateSubscriptions {
+            room: "hall".into(),
+            identity: "b".into(),
+            tracks: [("TR_1".into(), true)].into(),
+        },
+        Command::SetSubscriptionPermission {
+            room: "hall".into(),
+            identity: "a".into(),
+            permission: SubscriptionPermission {
+                all_participants: false,
+                allowed: [
+                    ("b".into(), None),
+                    ("c".into(), Some(["TR_2".into()].into())),
+                ]
+                .into(),
+            },
+        },
+        Command::UpdateParticipant {
+            room: "hall".into(),
+            identity: "c".into(),
+            update: ParticipantUpdate {
+                metadata: Some("{}".to_owned()),
+                ..ParticipantUpdate::default()
+            },
+        },
+        Command::SetRoomMetadata {
+            room: "hall".into(),
+            metadata: "notes".to_owned(),
+        },
+        Command::UnpublishTrack {
+            room: "hall".into(),
+            identity: "a".into(),
+            track: "TR_9".into(),
+        },
+        Command::Leave {
+            room: "hall".into(),
+            identity: "d".into(),
+            sid: None,
+            reason: LeaveReason::ParticipantRemoved,
+            revoke_before: Some(UnixMillis(77_000)),
+        },
+        leave("hall", "c"),
+        Command::Rehome { moves: Vec::new() },
+        Command::NodeLost {
+            node: node(3, 30).id,
+            boot: node(3, 31).boot,
+        },
+        Command::RemoveNode {
+            node: node(3, 30).id,
+        },
+        Command::DeleteRoom {
+            room: "nowhere".into(),
+        },
+    ]
+}
+
+fn update_track(track: Track) -> Command {
+    Command::UpdateTrack {
+        room: "hall".into(),
+        identity: "a".into(),
+        sid: "PA_a".into(),
+        track: Box::new(track),
+    }
+}
+
+fn entries() -> Vec<Entry> {
+    let commands = commands()
+        .into_iter()
+        .chain([Command::Expire, Command::Noop]);
+    commands
+        .enumerate()
+        .map(|(index, command)| Entry {
+            at: UnixMillis(1_700_000_000_000 + index as u64 * 100),
+            request: RequestId(u128::MAX / 7 * (index as u128 % 6) + index as u128),
+            command,
+        })
+        .collect()
+}
+
+fn state() -> State {
+    let mut state = State::default();
+    for entry in entries() {
+        state.apply(&entry);
+    }
+    state
+}
+
+/// Entries one after the other, each with its length in front.
+fn join_entries(entries: &[Entry]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for entry in entries {
+        let encoded = encode_entry(entry);
+        bytes.extend((encoded.len() as u32).to_be_bytes());
+        bytes.extend(encoded);
+    }
+    bytes
+}
+
+fn split_entries(mut bytes: &[u8]) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    while let Some((length, rest)) = bytes.split_first_chunk::<4>() {
+        let (encoded, rest) = rest.split_at(u32::from_be_bytes(*length) as usize);
+        entries.push(decode_entry(encoded).expect("a stored entry decodes"));
+        bytes = rest;
+    }
+    assert!(bytes.is_empty());
+    entries
+}
+
+fn fixture(name: &str, now: impl FnOnce() -> Vec<u8>) -> Vec<u8> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("fixtures")
+        .join(name);
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "asks whether to write the current version's fixtures"
+    )]
+    if std::env::var("FLOTILLA_WRITE_FIXTURES").is_ok() {
+        std::fs::write(&path, now()).expect("the fixture can be written");
+    }
+    std::fs::read(&path).expect("the fixture can be read")
+}
+
+#[test]
+fn reads_fixtures_of_version_1() {
+    let entries_v1 = fixture("entries-v1.bin", || join_entries(&entries()));
+    let snapshot_v1 = fixture("snapshot-v1.bin", || encode_snapshot(&state()));
+    assert_eq!(split_entries(&entries_v1), entries());
+    let decoded = decode_snapshot(&snapshot_v1).expect("a stored snapshot decodes");
+    assert_eq!(decoded, state());
+    assert_eq!(decoded.next_deadline(), state().next_deadline());
+
+    // The layout must not change under a version's name.
+    assert_eq!(VERSION, 1, "a new version needs fixtures of its own");
+    assert_eq!(join_entries(&entries()), entries_v1);
+    assert_eq!(encode_snapshot(&state()), snapshot_v1);
+}
+
+#[test]
+fn the_hash_is_that_of_the_snapshot() {
+    let state = state();
+    let digest = Sha256::digest(encode_snapshot(&state));
+    let first: [u8; 8] = digest[..8].try_into().expect("has 32 bytes");
+    assert_eq!(state_hash(&state), u64::from_be_bytes(first));
+    assert_ne!(state_hash(&state), state_hash(&State::default()));
+}
+
+#[test]
+fn refuses_what_is_not_an_encoding() {
+    let snapshot = encode_snapshot(&Replica::new().state);
+    assert_eq!(decode_snapshot(&[]), Err(DecodeError::Empty));
+    let mut newer = snapshot.clone();
+    newer[0] = VERSION + 1;
+    let error = decode_snapshot(&newer).expect_err("is not known");
+    let text = "encoding version 2 is not known, this program reads up to 1";
+    assert_eq!(error.to_string(), text);
+    for length in 1..snapshot.len() {
+        let error = decode_snapshot(&snapshot[..length]).expect_err("is cut off");
+        assert!(matches!(error, DecodeError::Malformed { version: 1, .. }));
+    }
+    let mut longer = snapshot;
+    longer.push(0);
+    let error = decode_snapshot(&longer).expect_err("is too long");
+    assert_eq!(error, DecodeError::Trailing { count: 1 });
+}
+
+#[test]
+fn rejections_are_remembered_across_a_snapshot() {
+    let mut state = state();
+    let refused = entries()
+        .into_iter()
+        .find(|entry| matches!(entry.command, Command::UnpublishTrack { .. }))
+        .expect("is among them");
+    let mut decoded = decode_snapshot(&encode_snapshot(&state)).expect("decodes");
+    let answer = state.apply(&refused).result;
+    assert_eq!(answer, Err(Rejection::TrackNotFound));
+    assert_eq!(decoded.apply(&refused).result, answer);
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_decode_or_are_refused(
+        mut bytes in prop::collection::vec(any::<u8>(), 0..400),
+        flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+    ) {
+        if let Some(version) = bytes.first_mut() {
+            *version = VERSION;
+        }
+        let _ = decode_entry(&bytes);
+        let _ = decode_snapshot(&bytes);
+        let mut snapshot = encode_snapshot(&state());
+        for (index, value) in flips {
+            let index = index.index(snapshot.len());
+            snapshot[index] = value;
+        }
+        // A damaged snapshot that still decodes is a state like any other: it hashes and encodes.
+        if let Ok(state) = decode_snapshot(&snapshot) {
+            let _ = (state_hash(&state), encode_snapshot(&state));
+        }
+    }
+}
