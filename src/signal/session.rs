@@ -23,13 +23,36 @@ use livekit_protocol::{SignalRequest, SignalResponse};
 use thiserror::Error;
 
 use crate::config::SessionConfig;
-use crate::connect::{Connect, HttpError, JoinParameters};
+use crate::connect::{Connect, HttpError, JoinParameters, Reconnect};
 use crate::data::DataOut;
+use crate::id_source::IdSource;
 use crate::media;
 use crate::token::Claims;
 
+mod core;
+mod data;
+mod join;
+mod leave;
+mod live;
+mod negotiate;
+mod proposals;
+mod publish;
+mod request;
+mod resume;
+mod subscribe;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+mod update;
+
+use self::core::{Core, Flow};
+use join::Pending;
+use leave::Leaving;
+use live::Live;
+use proposals::{Landed, Purpose};
+
+pub use resume::refusal as resume_refusal;
 
 /// What a new session starts from.
 #[derive(Clone, Debug)]
@@ -63,8 +86,13 @@ pub enum Input<'a> {
     Event {
         /// What happened.
         change: &'a RoomEvent,
-        /// The room after the event's entry, or for `Closed` the one the event carries.
-        room: &'a Arc<Room>,
+        /// The room after the event's entry; `None` if that entry closed it.
+        room: Option<&'a Arc<Room>>,
+    },
+    /// Events were lost: the room as it is now, `None` if it is closed. Events after it go on.
+    Snapshot {
+        /// The room.
+        room: Option<&'a Arc<Room>>,
     },
     /// Outcome of a [`Output::Propose`].
     Committed {
@@ -79,9 +107,10 @@ pub enum Input<'a> {
     Data(Arc<DataOut>),
     /// Loudness of tracks of the room, local or not: 0 silent to 1; 0 once when it falls silent.
     Speakers(&'a [(TrackSid, f32)]),
-    /// The client is back on a new signal connection, which takes the place of the old one.
+    /// The client is back on a new signal connection, which takes the place of the old one. Only if
+    /// [`Session::is_resumable_by`] said so; otherwise answer with [`resume_refusal`] and close.
     Resume(Box<Resuming>),
-    /// The signal connection is gone.
+    /// The signal connection is gone: the newest one, not one that a resume has replaced.
     SignalClosed,
     /// The node stops.
     Shutdown,
@@ -116,7 +145,7 @@ pub enum Output {
     Media(media::Command),
     /// Hand this to the sessions of the room, here and on other nodes.
     Data(Arc<DataOut>),
-    /// The join is refused: answer the upgrade with this. Nothing follows.
+    /// The join is refused: answer the upgrade with this. Only the session's closing follows.
     Refuse(HttpError),
     /// Close something.
     Close(Close),
@@ -135,78 +164,239 @@ pub enum Close {
     },
 }
 
+/// What a session threw away, for counters.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Discards {
+    /// Requests without a message that we know.
+    pub unknown_requests: u64,
+    /// Candidates that are not JSON, and descriptions of the wrong type.
+    pub malformed_descriptions: u64,
+    /// Data packets that are malformed or too long.
+    pub malformed_data: u64,
+    /// Data packets that the sender may not send.
+    pub refused_data: u64,
+    /// Data packets that were sent before.
+    pub duplicate_data: u64,
+    /// Data packets that waited for a channel until there was no room for them.
+    pub overflown_data: u64,
+}
+
 /// A participant's session.
 #[derive(Debug)]
 pub struct Session {
-    outputs: std::collections::VecDeque<Output>,
-    sid: ParticipantSid,
-    identity: Identity,
-    room: RoomName,
+    core: Core,
+    phase: Phase,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// The join has been proposed.
+    Joining(Box<Pending>),
+    /// In the room.
+    Live(Box<Live>),
+    /// The departure has been proposed.
+    Leaving(Leaving),
+    /// Over; every input is ignored.
+    Ended,
 }
 
 impl Session {
     /// Starts to join: the proposal comes out of [`Self::poll`].
     #[must_use]
-    pub fn join(_now: Instant, joining: Joining) -> Self {
-        let mut ids = crate::id_source::IdSource::new(joining.seed);
-        let claims = &joining.connect.claims;
+    pub fn join(now: Instant, joining: Joining) -> Self {
+        let Connect { claims, parameters } = joining.connect;
+        let mut ids = IdSource::new(joining.seed);
+        let sid = ids.participant();
+        let identity = Identity(claims.identity().to_owned());
+        let room = RoomName(
+            claims
+                .video
+                .as_ref()
+                .map(|video| video.room.clone())
+                .unwrap_or_default(),
+        );
+        let mut core = Core::new(
+            joining.config,
+            ids,
+            room,
+            (identity, sid),
+            claims,
+            (now, joining.wall),
+        );
+        let pending = Pending::propose(&mut core, parameters);
         Self {
-            outputs: std::collections::VecDeque::new(),
-            sid: ids.participant(),
-            identity: Identity(claims.identity().to_owned()),
-            room: RoomName(
-                claims
-                    .video
-                    .as_ref()
-                    .map(|v| v.room.clone())
-                    .unwrap_or_default(),
-            ),
+            core,
+            phase: Phase::Joining(Box::new(pending)),
         }
     }
 
-    /// Takes one input; poll to the end afterwards.
-    pub fn handle(&mut self, _now: Instant, _input: Input<'_>) {}
+    /// Takes one input; [`Self::poll`] to the end afterwards.
+    pub fn handle(&mut self, now: Instant, input: Input<'_>) {
+        let flow = match input {
+            Input::Committed { request, result } => self.handle_committed(now, request, result),
+            Input::Timeout => self.handle_timeout(now),
+            Input::Event { change, room } => self.handle_event(now, change, room),
+            Input::SignalClosed => self.handle_signal_closed(now),
+            Input::Shutdown => self.handle_shutdown(),
+            Input::Resume(resuming) => self.handle_resume(now, *resuming),
+            other => match &mut self.phase {
+                Phase::Live(live) => live.handle(&mut self.core, now, other),
+                Phase::Joining(pending) => {
+                    pending.handle(other);
+                    Flow::Stay
+                }
+                Phase::Leaving(_) | Phase::Ended => Flow::Stay,
+            },
+        };
+        self.follow(flow);
+    }
 
     /// The next output.
     pub fn poll(&mut self) -> Option<Output> {
-        self.outputs.pop_front()
+        self.core.poll()
     }
 
-    /// When [`Input::Timeout`] is due.
+    /// When [`Input::Timeout`] is due; `None`: nothing is pending.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        None
+        let own = match &self.phase {
+            Phase::Live(live) => live.deadline(),
+            Phase::Joining(_) | Phase::Leaving(_) => None,
+            Phase::Ended => return None,
+        };
+        own.into_iter().chain(self.core.proposals.deadline()).min()
     }
 
     /// The participant's sid.
     #[must_use]
     pub fn sid(&self) -> &ParticipantSid {
-        &self.sid
+        &self.core.sid
     }
 
     /// The participant's identity.
     #[must_use]
     pub fn identity(&self) -> &Identity {
-        &self.identity
+        &self.core.identity
     }
 
     /// The room's name.
     #[must_use]
     pub fn room(&self) -> &RoomName {
-        &self.room
+        &self.core.room
     }
-}
 
-/// First and only message for a client that wants a session back which is not here: it joins anew.
-#[must_use]
-pub fn resume_refusal() -> SignalResponse {
-    use livekit_protocol::{DisconnectReason, LeaveRequest, leave_request, signal_response};
-    SignalResponse {
-        message: Some(signal_response::Message::Leave(LeaveRequest {
-            can_reconnect: true,
-            reason: DisconnectReason::StateMismatch as i32,
-            action: leave_request::Action::Reconnect as i32,
-            regions: None,
-        })),
+    /// What it threw away so far.
+    #[must_use]
+    pub fn discards(&self) -> Discards {
+        self.core.discards
+    }
+
+    /// Whether a client with this token may take this session back.
+    #[must_use]
+    pub fn is_resumable_by(&self, claims: &Claims, reconnect: &Reconnect) -> bool {
+        matches!(self.phase, Phase::Live(_))
+            && claims.identity() == self.core.identity.as_str()
+            && claims.joinable_room(Some(self.core.room.as_str())).is_ok()
+            && reconnect
+                .sid
+                .as_ref()
+                .is_none_or(|sid| *sid == self.core.sid)
+    }
+
+    fn handle_committed(
+        &mut self,
+        now: Instant,
+        request: RequestId,
+        result: Result<Reply, CommitError>,
+    ) -> Flow {
+        let retry = self.core.config.proposal_retry_interval;
+        let landed = self
+            .core
+            .proposals
+            .land(now, request, result.as_ref().err(), retry);
+        let flow = match (landed, result) {
+            (Landed::Nothing, _) => Flow::Stay,
+            (Landed::Decided(proposal), result) => {
+                self.handle_decided(now, proposal.purpose, result)
+            }
+            (Landed::Failed(failed), Err(error)) => {
+                for proposal in failed {
+                    let flow = self.handle_decided(now, proposal.purpose, Err(error.clone()));
+                    if flow != Flow::Stay {
+                        return flow;
+                    }
+                }
+                Flow::Stay
+            }
+            (Landed::Failed(_), Ok(_)) => unreachable!("only an error lets proposals fail"),
+        };
+        self.core.fly();
+        flow
+    }
+
+    fn handle_decided(
+        &mut self,
+        now: Instant,
+        purpose: Purpose,
+        result: Result<Reply, CommitError>,
+    ) -> Flow {
+        match (&mut self.phase, purpose) {
+            (Phase::Joining(pending), Purpose::Join) => {
+                match pending.handle_joined(&mut self.core, now, result) {
+                    Ok((live, flow)) => {
+                        self.phase = Phase::Live(Box::new(live));
+                        flow
+                    }
+                    Err(flow) => flow,
+                }
+            }
+            (Phase::Live(live), purpose) => {
+                live.handle_decided(&mut self.core, purpose, result);
+                Flow::Stay
+            }
+            // Departed, or nothing to depart from.
+            (Phase::Leaving(leaving), Purpose::Leave) => Flow::End(leaving.reason),
+            _ => Flow::Stay,
+        }
+    }
+
+    fn handle_timeout(&mut self, now: Instant) -> Flow {
+        self.core.proposals.handle_timeout(now);
+        self.core.fly();
+        match &mut self.phase {
+            Phase::Live(live) => live.handle_timeout(&mut self.core, now),
+            Phase::Joining(_) | Phase::Leaving(_) | Phase::Ended => Flow::Stay,
+        }
+    }
+
+    fn handle_event(&mut self, now: Instant, change: &RoomEvent, room: Option<&Arc<Room>>) -> Flow {
+        match &mut self.phase {
+            Phase::Joining(pending) => {
+                pending.handle_event(&self.core, change, room);
+                Flow::Stay
+            }
+            Phase::Live(live) => live.handle_event(&mut self.core, now, change, room),
+            Phase::Leaving(leaving) => leaving.handle_event(&self.core, change),
+            Phase::Ended => Flow::Stay,
+        }
+    }
+
+    /// Carries out where an input led.
+    fn follow(&mut self, flow: Flow) {
+        match flow {
+            Flow::Stay => {}
+            Flow::Leave(reason) => {
+                if !matches!(self.phase, Phase::Leaving(_) | Phase::Ended) {
+                    self.phase = Phase::Leaving(Leaving::propose(&mut self.core, reason));
+                }
+            }
+            Flow::End(reason) => {
+                if !matches!(self.phase, Phase::Ended) {
+                    self.core.close_signal();
+                    self.core.output(Output::Close(Close::Session { reason }));
+                    self.phase = Phase::Ended;
+                }
+            }
+        }
     }
 }

@@ -1,0 +1,1 @@
+//! Twirp requests into commands, outcomes into responses.

@@ -1,0 +1,110 @@
+//! The end of a session: by the client's wish, by an administrator's, or because the client is gone.
+
+use flotilla_model::command::Command;
+use flotilla_model::event::RoomEvent;
+use flotilla_model::participant::LeaveReason;
+use livekit_protocol as proto;
+use proto::leave_request::Action;
+use proto::signal_response::Message;
+
+use super::core::{Core, Flow};
+use super::proposals::Purpose;
+use super::{Output, Phase, Session};
+use crate::connect::HttpError;
+
+/// A departure on its way through the log. It is asked for until it is decided; until then the
+/// session keeps its place in the shell.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Leaving {
+    pub(super) reason: LeaveReason,
+}
+
+impl Leaving {
+    pub(super) fn propose(core: &mut Core, reason: LeaveReason) -> Self {
+        core.close_signal();
+        core.proposals.clear();
+        let command = Command::Leave {
+            room: core.room.clone(),
+            identity: core.identity.clone(),
+            sid: Some(core.sid.clone()),
+            reason,
+            revoke_before: None,
+        };
+        core.propose(command, Purpose::Leave);
+        Self { reason }
+    }
+
+    pub(super) fn handle_event(self, core: &Core, change: &RoomEvent) -> Flow {
+        match change {
+            RoomEvent::ParticipantLeft { participant, .. } if participant.sid == core.sid => {
+                Flow::End(self.reason)
+            }
+            _ => Flow::Stay,
+        }
+    }
+}
+
+/// The room says that this participant is no longer in it: tells the client, and what to do now.
+pub(super) fn dismiss(core: &mut Core, reason: LeaveReason) -> Flow {
+    let action = match reason {
+        LeaveReason::ClientInitiated
+        | LeaveReason::DuplicateIdentity
+        | LeaveReason::ParticipantRemoved
+        | LeaveReason::RoomDeleted
+        | LeaveReason::RoomClosed
+        | LeaveReason::JoinFailure => Action::Disconnect,
+        // The cluster gave up a client that is still here: it may come in again.
+        LeaveReason::Unknown
+        | LeaveReason::ServerShutdown
+        | LeaveReason::StateMismatch
+        | LeaveReason::SignalClose
+        | LeaveReason::ConnectionTimeout
+        | LeaveReason::MediaFailure => Action::Reconnect,
+    };
+    send_leave(core, reason as i32, action);
+    Flow::End(reason)
+}
+
+/// Sends `leave`. Clients that do not know actions yet are told by `can_reconnect`, and of a resume
+/// not at all: they resume when the connection closes.
+pub(super) fn send_leave(core: &mut Core, reason: i32, action: Action) {
+    if action == Action::Resume && core.protocol <= 12 {
+        return;
+    }
+    core.reply(Message::Leave(proto::LeaveRequest {
+        can_reconnect: action == Action::Reconnect,
+        reason,
+        action: action as i32,
+        regions: None,
+    }));
+}
+
+/// Another node serves this participant now: the client resumes there, and nothing that would end the
+/// session is said to anybody.
+pub(super) fn hand_over(core: &mut Core) -> Flow {
+    let reason = proto::DisconnectReason::Migration as i32;
+    send_leave(core, reason, Action::Resume);
+    Flow::End(LeaveReason::Unknown)
+}
+
+/// Sends the client away to join anew.
+pub(super) fn expel(core: &mut Core, reason: LeaveReason) -> Flow {
+    send_leave(core, reason as i32, Action::Reconnect);
+    Flow::Leave(reason)
+}
+
+impl Session {
+    /// The node stops: clients come back through another one.
+    pub(super) fn handle_shutdown(&mut self) -> Flow {
+        match &self.phase {
+            Phase::Live(_) => expel(&mut self.core, LeaveReason::ServerShutdown),
+            Phase::Joining(_) => {
+                let refusal = HttpError::unavailable("server is shutting down");
+                self.core.output(Output::Refuse(refusal));
+                self.core.connected = false;
+                Flow::Leave(LeaveReason::ServerShutdown)
+            }
+            Phase::Leaving(_) | Phase::Ended => Flow::Stay,
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Sessions as state in, outputs out.
