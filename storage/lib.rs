@@ -15,6 +15,8 @@ mod identity;
 mod keys;
 mod log;
 mod open;
+#[cfg(any(test, feature = "planted-bugs"))]
+pub mod probe;
 mod record;
 mod snapshot;
 mod writer;

@@ -28,7 +28,9 @@ use crate::writer::{Done, ENTRY_MAX, Encoded, Job, Link, Op, damage, split_entry
 
 /// Encoded size of the entries kept decoded in memory. Followers further behind than this are fed
 /// from the database.
-const CACHE_BYTES: usize = 16 * 1024 * 1024;
+///
+/// Tests use little, so that they meet both sources in one answer.
+const CACHE_BYTES: usize = if cfg!(test) { 4096 } else { 16 * 1024 * 1024 };
 
 /// Encoded size of one answer to a reader that takes a part of what it asked for.
 const ANSWER_BYTES: usize = 4 * 1024 * 1024;

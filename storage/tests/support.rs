@@ -1,21 +1,14 @@
-//! What the tests share: a Raft type configuration and short names for common steps.
+//! Short names for the steps that many tests take.
 
-use std::io;
 use std::path::Path;
 
-use openraft::entry::RaftEntry;
-use openraft::storage::{IOFlushed, RaftLogStorage, RaftLogStorageExt};
+use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::type_config::TypeConfigExt;
-use openraft::type_config::alias::{EntryOf, LogIdOf, VoteOf};
-use openraft::vote::RaftLeaderIdExt;
-use openraft::{RaftTypeConfig, Vote};
+use openraft::type_config::alias::EntryOf;
 
+pub(crate) use crate::probe::Types;
+use crate::probe::{Entry, Probe};
 use crate::{Identity, LogStore, SnapshotStore, Storage};
-
-openraft::declare_raft_types!(
-    /// Entries are text, nodes are numbers.
-    pub(crate) Types: D = String, R = String
-);
 
 pub(crate) type Log = LogStore<Types>;
 
@@ -32,31 +25,47 @@ pub(crate) fn open(path: &Path) -> (Storage, Log, SnapshotStore) {
     (storage, log, snapshots)
 }
 
-pub(crate) fn log_id(term: u64, index: u64) -> LogIdOf<Types> {
-    LogIdOf::<Types>::new(
-        <<Types as RaftTypeConfig>::LeaderId as RaftLeaderIdExt>::new_committed(term, 1),
-        index,
-    )
-}
-
-pub(crate) fn entry(term: u64, index: u64, text: &str) -> EntryOf<Types> {
-    EntryOf::<Types>::new_normal(log_id(term, index), text.to_owned())
-}
-
-pub(crate) fn vote(term: u64) -> VoteOf<Types> {
-    Vote::new(term, 1)
+pub(crate) fn open_probe(path: &Path) -> (Storage, Probe) {
+    let storage = Storage::open(path, identity()).expect("the folder opens");
+    let probe = Probe::open(&storage, "home").expect("the group opens");
+    (storage, probe)
 }
 
 /// Appends and waits until it is durable.
-pub(crate) async fn append(log: &mut Log, entries: Vec<EntryOf<Types>>) -> io::Result<()> {
+pub(crate) async fn append(log: &mut Log, entries: Vec<EntryOf<Types>>) -> std::io::Result<()> {
     let (sender, receiver) = Types::oneshot();
     log.append(entries, IOFlushed::<Types>::signal(sender))
         .await?;
     receiver.await.expect("the callback is called")
 }
 
-/// Appends `range` in one call, text `entry N`.
-pub(crate) async fn fill(log: &mut Log, term: u64, range: std::ops::Range<u64>) {
-    let entries = range.map(|index| entry(term, index, &format!("entry {index}")));
-    log.blocking_append(entries).await.expect("an append");
+pub(crate) fn entry(index: u64) -> Entry {
+    Entry {
+        index,
+        term: 1,
+        text: format!("entry {index}"),
+    }
+}
+
+/// Appends `range` at once and waits until it is durable.
+pub(crate) async fn fill(probe: &mut Probe, range: std::ops::Range<u64>) {
+    let queued = probe
+        .append(range.map(entry).collect())
+        .await
+        .expect("an append");
+    queued.await.expect("a working disk");
+}
+
+/// Every file under a folder with its contents, to put back later.
+pub(crate) fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a folder");
+    for entry in std::fs::read_dir(from).expect("a folder") {
+        let entry = entry.expect("an entry").path();
+        let target = to.join(entry.file_name().expect("a name"));
+        if entry.is_dir() {
+            copy_folder(&entry, &target);
+        } else {
+            std::fs::copy(&entry, &target).expect("a copy");
+        }
+    }
 }
