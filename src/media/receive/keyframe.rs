@@ -1,0 +1,123 @@
+//! When to ask a layer's source for a key frame.
+//!
+//! Many subscribers want key frames of one layer; the source gets one request per interval, and
+//! another until a key frame arrives. Owned by the layer's stream, driven by the router's timer.
+
+use std::time::{Duration, Instant};
+
+use flotilla_model::track::Quality;
+
+/// Time after which an unanswered request is repeated.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Requests for key frames of one layer.
+#[derive(Debug)]
+pub struct KeyFrameRequests {
+    is_wanted: bool,
+    asked: Option<Instant>,
+    /// A key frame has come since the last request.
+    is_answered: bool,
+    /// Least time between a request that was answered and the next. Each key frame costs the
+    /// publisher several times a normal frame, more so in upper layers.
+    interval: Duration,
+    sent: u64,
+}
+
+impl KeyFrameRequests {
+    /// For a layer of this quality.
+    #[must_use]
+    pub fn new(quality: Quality) -> Self {
+        let interval = match quality {
+            Quality::Low => Duration::from_millis(500),
+            _ => Duration::from_secs(1),
+        };
+        Self {
+            is_wanted: false,
+            asked: None,
+            is_answered: true,
+            interval,
+            sent: 0,
+        }
+    }
+
+    /// Somebody cannot go on (or start) without one.
+    pub fn want(&mut self) {
+        self.is_wanted = true;
+    }
+
+    /// Nobody waits any more.
+    pub fn cancel(&mut self) {
+        self.is_wanted = false;
+    }
+
+    /// A key frame began.
+    pub fn arrived(&mut self) {
+        self.is_wanted = false;
+        self.is_answered = true;
+    }
+
+    /// Requests sent so far.
+    #[must_use]
+    pub fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// When the next request is to be sent; `None`: nobody waits.
+    #[must_use]
+    pub fn deadline(&self, now: Instant) -> Option<Instant> {
+        if !self.is_wanted {
+            return None;
+        }
+        let pause = if self.is_answered {
+            self.interval
+        } else {
+            RETRY
+        };
+        Some(self.asked.map_or(now, |asked| asked + pause))
+    }
+
+    /// Whether a request is to be sent now; notes that it was.
+    pub fn take_due(&mut self, now: Instant) -> bool {
+        let is_due = self.deadline(now).is_some_and(|at| at <= now);
+        if is_due {
+            self.asked = Some(now);
+            self.is_answered = false;
+            self.sent += 1;
+        }
+        is_due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn repeated_until_answered_and_throttled_after() {
+        let start = crate::test_epoch();
+        let ms = Duration::from_millis;
+        let mut requests = KeyFrameRequests::new(Quality::High);
+        assert!(!requests.take_due(start));
+        requests.want();
+        assert!(requests.take_due(start));
+        assert!(!requests.take_due(start + ms(499)));
+        assert!(requests.take_due(start + ms(500)));
+        requests.arrived();
+        assert_eq!(requests.deadline(start + ms(600)), None);
+        requests.want();
+        assert!(!requests.take_due(start + ms(1_400)));
+        assert!(requests.take_due(start + ms(1_500)));
+        assert_eq!(requests.sent(), 3);
+    }
+
+    #[test]
+    fn the_lowest_layer_may_be_asked_more_often() {
+        let start = crate::test_epoch();
+        let mut requests = KeyFrameRequests::new(Quality::Low);
+        requests.want();
+        assert!(requests.take_due(start));
+        requests.arrived();
+        requests.want();
+        assert!(requests.take_due(start + Duration::from_millis(500)));
+    }
+}

@@ -1,0 +1,275 @@
+//! Which packets of a layer are missing and when to ask for them (again).
+//!
+//! Fed by [`crate::receive::stream`] with gaps and arrivals, retransmissions included, so that a
+//! repaired packet is never asked for again. The router turns what is due into RTCP NACKs to a
+//! publisher or repair requests to another node.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// Most packets missed at once. More than this is an outage: key frames help, repair does not.
+pub const MISSING_MAX: usize = 512;
+/// Most times one packet is asked for: at 5 % loss both ways the chance that all fail is 10^-10.
+const TRIES_MAX: u8 = 10;
+/// Newer packets after which a gap counts as loss at once.
+const REORDER_PACKETS: u64 = 3;
+/// Least time between two requests for one packet; less repeats requests that are being answered.
+const RETRY_MIN: Duration = Duration::from_millis(25);
+/// Oldest packet that is still asked for: a subscriber's jitter buffer has given up by then.
+const AGE_MAX: Duration = Duration::from_secs(2);
+
+#[derive(Clone, Copy, Debug)]
+struct Missing {
+    sequence: u64,
+    since: Instant,
+    asked: Option<Instant>,
+    tries: u8,
+}
+
+/// What is known about a missing packet that arrived after all.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Repaired {
+    /// Time since it was asked for, if it was asked for exactly once: a sample of the round trip.
+    pub round_trip: Option<Duration>,
+    /// It was asked for.
+    pub was_asked: bool,
+}
+
+/// Missing packets of one layer, in ascending order.
+#[derive(Debug)]
+pub struct NackGenerator {
+    missing: VecDeque<Missing>,
+    /// Time that reordering may take before a gap counts as loss.
+    reorder: Duration,
+    next: Option<Instant>,
+    given_up: u64,
+    asked: u64,
+}
+
+impl NackGenerator {
+    /// A generator for streams whose packets overtake each other by at most `reorder`.
+    #[must_use]
+    pub fn new(reorder: Duration) -> Self {
+        Self {
+            missing: VecDeque::new(),
+            reorder,
+            next: None,
+            given_up: 0,
+            asked: 0,
+        }
+    }
+
+    /// Takes the memory it will ever need. Called when a stream starts.
+    pub fn reserve(&mut self) {
+        self.missing.reserve(MISSING_MAX);
+    }
+
+    /// Packets never received.
+    #[must_use]
+    pub fn given_up(&self) -> u64 {
+        self.given_up
+    }
+
+    /// Sequence numbers asked for, repetitions included.
+    #[must_use]
+    pub fn asked(&self) -> u64 {
+        self.asked
+    }
+
+    /// Nothing is missing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.missing.is_empty()
+    }
+
+    /// When [`Self::due`] may have something; `None`: nothing is missing.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.next
+    }
+
+    /// The numbers from `first` up to but without `end` were skipped.
+    pub fn lost(&mut self, now: Instant, first: u64, end: u64) {
+        let count = end.saturating_sub(first);
+        if count > MISSING_MAX as u64 {
+            self.given_up += count + self.missing.len() as u64;
+            self.missing.clear();
+            self.next = None;
+            return;
+        }
+        for sequence in first..end {
+            if self.missing.len() == MISSING_MAX {
+                self.missing.pop_front();
+                self.given_up += 1;
+            }
+            self.missing.push_back(Missing {
+                sequence,
+                since: now,
+                asked: None,
+                tries: 0,
+            });
+        }
+        self.schedule(now + self.reorder);
+    }
+
+    fn schedule(&mut self, at: Instant) {
+        self.next = Some(self.next.map_or(at, |next| next.min(at)));
+    }
+
+    /// A packet below the highest number arrived.
+    pub fn arrived(&mut self, now: Instant, sequence: u64) -> Repaired {
+        let found = self
+            .missing
+            .binary_search_by_key(&sequence, |missing| missing.sequence);
+        let Ok(index) = found else {
+            return Repaired {
+                round_trip: None,
+                was_asked: false,
+            };
+        };
+        let asked = self.missing.get(index).and_then(|missing| {
+            let once = missing.tries == 1;
+            missing
+                .asked
+                .map(|at| (once, now.saturating_duration_since(at)))
+        });
+        self.missing.remove(index);
+        if self.missing.is_empty() {
+            self.next = None;
+        }
+        Repaired {
+            round_trip: asked.and_then(|(once, time)| once.then_some(time)),
+            was_asked: asked.is_some(),
+        }
+    }
+
+    /// Forgets everything that is missing.
+    pub fn clear(&mut self) {
+        self.missing.clear();
+        self.next = None;
+    }
+
+    /// Collects what is to be asked for now, ascending, and notes that it was. `highest` is the
+    /// highest number received. Returns how many were put into `out`; if that is all of it, call
+    /// again.
+    pub fn due(&mut self, now: Instant, rtt: Duration, highest: u64, out: &mut [u64]) -> usize {
+        self.next = None;
+        let mut count = 0;
+        let mut index = 0;
+        let mut next: Option<Instant> = None;
+        while let Some(missing) = self.missing.get_mut(index) {
+            let is_over = missing.tries >= TRIES_MAX || now > missing.since + AGE_MAX;
+            let at = missing.due_at(now, rtt, self.reorder, highest);
+            if is_over && at <= now {
+                self.missing.remove(index);
+                self.given_up += 1;
+                continue;
+            }
+            if at <= now && count < out.len() {
+                out[count] = missing.sequence;
+                count += 1;
+                missing.asked = Some(now);
+                missing.tries += 1;
+                self.asked += 1;
+            }
+            let at = missing.due_at(now, rtt, self.reorder, highest);
+            next = Some(next.map_or(at, |next| next.min(at)));
+            index += 1;
+        }
+        self.next = next;
+        count
+    }
+}
+
+impl Missing {
+    fn due_at(&self, now: Instant, rtt: Duration, reorder: Duration, highest: u64) -> Instant {
+        match self.asked {
+            None if highest >= self.sequence + REORDER_PACKETS => now,
+            None => self.since + reorder,
+            Some(asked) => {
+                let once = (rtt + rtt / 4 + Duration::from_millis(5)).max(RETRY_MIN);
+                // After three failures the path is worse than thought.
+                asked + once * if self.tries > 3 { 2 } else { 1 }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REORDER: Duration = Duration::from_millis(10);
+    const RTT: Duration = Duration::from_millis(40);
+
+    fn due(nack: &mut NackGenerator, now: Instant, highest: u64) -> Vec<u64> {
+        let mut out = [0; 64];
+        let count = nack.due(now, RTT, highest, &mut out);
+        out[..count].to_vec()
+    }
+
+    #[test]
+    fn reordering_is_waited_for() {
+        let now = crate::test_epoch();
+        let mut nack = NackGenerator::new(REORDER);
+        nack.lost(now, 5, 6);
+        assert_eq!(nack.deadline(), Some(now + REORDER));
+        assert!(due(&mut nack, now, 6).is_empty());
+        let repaired = nack.arrived(now, 5);
+        assert!(!repaired.was_asked);
+        assert!(nack.is_empty());
+        assert_eq!(nack.deadline(), None);
+    }
+
+    #[test]
+    fn three_newer_packets_mean_loss() {
+        let now = crate::test_epoch();
+        let mut nack = NackGenerator::new(REORDER);
+        nack.lost(now, 5, 7);
+        assert_eq!(due(&mut nack, now, 8), [5]);
+        assert_eq!(due(&mut nack, now, 9), [6]);
+    }
+
+    #[test]
+    fn retries_are_spaced_by_the_round_trip_and_end() {
+        let mut now = crate::test_epoch();
+        let mut nack = NackGenerator::new(REORDER);
+        nack.lost(now, 5, 6);
+        let mut asked = vec![];
+        for _ in 0..4_000 {
+            if !due(&mut nack, now, 100).is_empty() {
+                asked.push(now);
+            }
+            now += Duration::from_millis(1);
+        }
+        assert_eq!(asked.len(), usize::from(TRIES_MAX));
+        assert_eq!(asked[1] - asked[0], Duration::from_millis(55));
+        assert_eq!(nack.given_up(), 1);
+        assert!(nack.is_empty());
+    }
+
+    #[test]
+    fn a_repair_after_one_request_measures_the_round_trip() {
+        let now = crate::test_epoch();
+        let mut nack = NackGenerator::new(REORDER);
+        nack.lost(now, 5, 6);
+        assert_eq!(due(&mut nack, now, 50), [5]);
+        let repaired = nack.arrived(now + RTT, 5);
+        assert_eq!(repaired.round_trip, Some(RTT));
+        assert!(due(&mut nack, now + RTT * 9, 60).is_empty());
+    }
+
+    #[test]
+    fn an_outage_is_not_repaired() {
+        let now = crate::test_epoch();
+        let mut nack = NackGenerator::new(REORDER);
+        nack.lost(now, 0, MISSING_MAX as u64 + 1);
+        assert!(nack.is_empty());
+        assert_eq!(nack.given_up(), MISSING_MAX as u64 + 1);
+        for burst in 0..3 {
+            nack.lost(now, 10_000 + burst * 300, 10_200 + burst * 300);
+        }
+        let mut out = [0; 1_024];
+        assert_eq!(nack.due(now, RTT, 20_000, &mut out), MISSING_MAX);
+    }
+}
