@@ -573,3 +573,6 @@ fn remote(description: &crate::peer::sdp::Description) -> Result<(Remote, Option
     };
     Ok((remote, transport.setup))
 }
+
+#[cfg(test)]
+mod tests;

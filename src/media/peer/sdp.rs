@@ -293,3 +293,6 @@ impl Description {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

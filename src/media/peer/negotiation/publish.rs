@@ -200,8 +200,7 @@ impl Negotiation {
             };
             for other in self.sections.iter_mut().filter_map(|s| s.receive.as_mut()) {
                 other.binding.take_if(|held| {
-                    held.track == binding.track && held.codec == binding.codec
-                        || held.track == binding.track && !held.is_exact
+                    held.track == binding.track && (held.codec == binding.codec || !held.is_exact)
                 });
             }
             if let Some(publication) = self.published.get_mut(&binding.track) {
