@@ -1,0 +1,50 @@
+//! Writes this node's record at its start, after the participants of its previous start have left.
+
+use std::time::Duration;
+
+use flotilla_model::cluster::Node;
+use flotilla_model::command::Command;
+use flotilla_raft::Group;
+use tracing::{info, warn};
+
+use crate::session::new_request;
+
+/// Pause before trying again while the group has no leader.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// Registers, trying until the group takes it.
+pub async fn register(group: &Group, record: Node) {
+    loop {
+        match attempt(group, &record).await {
+            Ok(()) => {
+                info!(node = %record.id, "registered");
+                return;
+            }
+            Err(reason) => {
+                warn!(%reason, "registering will be tried again");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+async fn attempt(group: &Group, record: &Node) -> Result<(), String> {
+    let state = group.read().await.map_err(|error| error.to_string())?;
+    if let Some(previous) = state.nodes.get(&record.id)
+        && previous.boot != record.boot
+    {
+        let lost = Command::NodeLost {
+            node: record.id,
+            boot: previous.boot,
+        };
+        group
+            .propose(new_request(), lost)
+            .await
+            .map_err(|error| error.to_string())?;
+    }
+    group
+        .propose(new_request(), Command::PutNode(record.clone()))
+        .await
+        .map_err(|error| error.to_string())?;
+    Ok(())
+}

@@ -1,0 +1,436 @@
+//! The rooms as this node serves them: which sessions are here, and how events, data messages and
+//! speaker levels find them and the other nodes.
+//!
+//! The feed task ([`crate::control`]) brings changes of the log in order, sessions and the API bring
+//! data, shards bring levels, the mesh brings what other nodes sent. The hub knows the state as of
+//! the last change it has passed on, so that a message and a join are always in one order: whoever
+//! was in the room before a message gets it, whoever joins right after gets it from the cache.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use flotilla_model::State;
+use flotilla_model::event::{Event, RoomEvent};
+use flotilla_model::id::{Identity, NodeId, ParticipantSid, RoomName, TrackSid};
+use flotilla_model::participant::Participant;
+use flotilla_raft::Change;
+use flotilla_signal::data::{Cache, DataOut, Nonces};
+use flotilla_signal::media::Channel;
+
+use crate::mesh::{Body, Inbound, Mesh, proto};
+use crate::session::inbox::{Inbox, Message};
+use crate::telemetry::Metrics;
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Hub {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    node: NodeId,
+    mesh: Mesh,
+    metrics: Arc<Metrics>,
+    /// Touched by the feed task, by sessions and by the mesh; nothing waits while it is held.
+    rooms: Mutex<Rooms>,
+}
+
+#[derive(Default)]
+struct Rooms {
+    /// As of the last change passed on.
+    state: Arc<State>,
+    rooms: HashMap<RoomName, LocalRoom>,
+    /// Rooms of tracks that participants here publish.
+    tracks: HashMap<TrackSid, RoomName>,
+}
+
+#[derive(Default)]
+struct LocalRoom {
+    sessions: HashMap<ParticipantSid, LocalSession>,
+    /// Recent messages of participants here, for those who join anywhere.
+    cache: Cache,
+    nonces: Nonces,
+}
+
+struct LocalSession {
+    identity: Identity,
+    inbox: Inbox,
+    /// Its join has been passed on: it gets data from now on.
+    joined: bool,
+}
+
+impl Hub {
+    /// Without rooms.
+    #[must_use]
+    pub fn new(node: NodeId, mesh: Mesh, metrics: Arc<Metrics>) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                node,
+                mesh,
+                metrics,
+                rooms: Mutex::default(),
+            }),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Rooms> {
+        self.shared
+            .rooms
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A session begins, before its join: it hears every event of the room from now on.
+    pub fn register(
+        &self,
+        room: &RoomName,
+        sid: &ParticipantSid,
+        identity: &Identity,
+        inbox: &Inbox,
+    ) {
+        let mut rooms = self.lock();
+        rooms
+            .rooms
+            .entry(room.clone())
+            .or_default()
+            .sessions
+            .insert(
+                sid.clone(),
+                LocalSession {
+                    identity: identity.clone(),
+                    inbox: inbox.clone(),
+                    joined: false,
+                },
+            );
+    }
+
+    /// A session ended.
+    pub fn unregister(&self, room: &RoomName, sid: &ParticipantSid) {
+        let mut rooms = self.lock();
+        if let Some(local) = rooms.rooms.get_mut(room) {
+            local.sessions.remove(sid);
+            if local.sessions.is_empty() && !rooms.state.rooms.contains_key(room) {
+                rooms.rooms.remove(room);
+            }
+        }
+    }
+
+    /// The session to resume: the one with this sid, or without a sid the identity's present one.
+    #[must_use]
+    pub fn find(
+        &self,
+        room: &RoomName,
+        identity: &Identity,
+        sid: Option<&ParticipantSid>,
+    ) -> Option<Inbox> {
+        let rooms = self.lock();
+        let sessions = &rooms.rooms.get(room)?.sessions;
+        let session = match sid {
+            Some(sid) => sessions.get(sid)?,
+            None => {
+                let present = rooms.state.rooms.get(room)?.participants.get(identity)?;
+                sessions.get(&present.sid)?
+            }
+        };
+        (session.identity == *identity && session.joined).then(|| session.inbox.clone())
+    }
+
+    /// How many sessions are here.
+    #[must_use]
+    pub fn session_count(&self) -> usize {
+        self.lock()
+            .rooms
+            .values()
+            .map(|room| room.sessions.len())
+            .sum()
+    }
+
+    /// Every session here gets this message.
+    pub fn broadcast(&self, message: impl Fn() -> Message) {
+        for room in self.lock().rooms.values() {
+            for session in room.sessions.values() {
+                session.inbox.deliver(message());
+            }
+        }
+    }
+
+    /// Passes a change on. Called in log order.
+    pub fn pass_on(&self, change: &Arc<Change>) {
+        let mut rooms = self.lock();
+        rooms.state = change.state.clone();
+        for (index, event) in change.events.iter().enumerate() {
+            let Event::Room {
+                room: name,
+                change: event,
+                ..
+            } = event
+            else {
+                continue;
+            };
+            if let Some(local) = rooms.rooms.get(name) {
+                for session in local.sessions.values() {
+                    session.inbox.deliver(Message::Event {
+                        change: change.clone(),
+                        index,
+                    });
+                }
+            }
+            self.note(&mut rooms, name, event);
+        }
+    }
+
+    fn note(&self, rooms: &mut Rooms, name: &RoomName, event: &RoomEvent) {
+        match event {
+            RoomEvent::ParticipantJoined(participant) => self.replay(rooms, name, participant),
+            RoomEvent::TrackPublished { publisher, track }
+                if publisher.home == self.shared.node =>
+            {
+                rooms.tracks.insert(track.sid.clone(), name.clone());
+            }
+            RoomEvent::TrackUnpublished { track, .. } => {
+                rooms.tracks.remove(&track.sid);
+            }
+            RoomEvent::ParticipantLeft { participant, .. } => {
+                for track in participant.tracks.keys() {
+                    rooms.tracks.remove(track);
+                }
+            }
+            RoomEvent::Closed(_) => {
+                if rooms
+                    .rooms
+                    .get(name)
+                    .is_some_and(|local| local.sessions.is_empty())
+                {
+                    rooms.rooms.remove(name);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Somebody joined, here or elsewhere: recent messages of participants here are for them too.
+    fn replay(&self, rooms: &mut Rooms, name: &RoomName, joined: &Participant) {
+        let is_here = joined.home == self.shared.node;
+        let local = if is_here {
+            rooms.rooms.entry(name.clone()).or_default()
+        } else {
+            match rooms.rooms.get_mut(name) {
+                Some(local) => local,
+                None => return,
+            }
+        };
+        for message in local.cache.replay(Instant::now()) {
+            if !message.is_for(&joined.identity) {
+                continue;
+            }
+            if is_here {
+                if let Some(session) = local.sessions.get(&joined.sid) {
+                    session.inbox.deliver(Message::Data(message.clone()));
+                }
+            } else {
+                let data = to_proto(name, message, Some(&joined.sid));
+                self.shared.mesh.send(joined.home, Body::Data(data), true);
+            }
+        }
+        if let Some(session) = local.sessions.get_mut(&joined.sid) {
+            session.joined = true;
+        }
+    }
+
+    /// The feed begins, or had a gap: sessions find out by themselves what they missed.
+    pub fn restart(&self, state: Arc<State>) {
+        let mut rooms = self.lock();
+        rooms.tracks.clear();
+        for (name, room) in state.rooms.iter() {
+            for participant in room.participants.values() {
+                if participant.home == self.shared.node {
+                    for track in participant.tracks.keys() {
+                        rooms.tracks.insert(track.clone(), name.clone());
+                    }
+                }
+            }
+        }
+        for (name, local) in &mut rooms.rooms {
+            let room = state.rooms.get(name);
+            for (sid, session) in &mut local.sessions {
+                session.joined |= room
+                    .and_then(|room| room.participants.get(&session.identity))
+                    .is_some_and(|participant| participant.sid == *sid);
+                session.inbox.deliver(Message::Snapshot(state.clone()));
+            }
+        }
+        rooms.state = state;
+    }
+
+    /// Sends a message of a participant here, or of the API, to everybody it is for.
+    pub fn distribute(&self, name: &RoomName, message: Arc<DataOut>) {
+        let mut rooms = self.lock();
+        let elsewhere = nodes_for(&rooms.state, name, self.shared.node, |participant| {
+            message.is_for(&participant.identity)
+        });
+        let local = rooms.rooms.entry(name.clone()).or_default();
+        deliver(local, &message);
+        local.cache.push(Instant::now(), &message);
+        let reliable = message.channel == Channel::Reliable;
+        for node in elsewhere {
+            let data = to_proto(name, &message, None);
+            self.shared.mesh.send(node, Body::Data(data), reliable);
+        }
+    }
+
+    /// Remembers a nonce of the API's `SendData`; whether it is new.
+    #[must_use]
+    pub fn is_new_nonce(&self, name: &RoomName, nonce: Option<[u8; 16]>) -> bool {
+        let mut rooms = self.lock();
+        rooms
+            .rooms
+            .entry(name.clone())
+            .or_default()
+            .nonces
+            .insert(nonce)
+    }
+
+    /// Passes on what a shard heard of tracks published here.
+    pub fn speak(&self, levels: &[(TrackSid, f32)]) {
+        let rooms = self.lock();
+        let mut by_room: HashMap<&RoomName, Vec<(TrackSid, f32)>> = HashMap::new();
+        for (track, level) in levels {
+            if let Some(room) = rooms.tracks.get(track) {
+                by_room
+                    .entry(room)
+                    .or_default()
+                    .push((track.clone(), *level));
+            }
+        }
+        for (name, levels) in by_room {
+            let elsewhere = nodes_for(&rooms.state, name, self.shared.node, |_| true);
+            for node in elsewhere {
+                let speakers = proto::Speakers {
+                    room: name.0.clone(),
+                    speakers: levels
+                        .iter()
+                        .map(|(track, level)| proto::Speaker {
+                            track: track.0.clone(),
+                            level: *level,
+                        })
+                        .collect(),
+                };
+                self.shared.mesh.send(node, Body::Speakers(speakers), false);
+            }
+            if let Some(local) = rooms.rooms.get(name) {
+                deliver_levels(local, levels.into());
+            }
+        }
+    }
+
+    /// Takes what another node sent.
+    pub fn receive(&self, inbound: Inbound) {
+        let rooms = self.lock();
+        match inbound.body {
+            Body::Data(data) => {
+                let Some(local) = rooms.rooms.get(&RoomName(data.room.clone())) else {
+                    return;
+                };
+                let only = (!data.only.is_empty()).then(|| ParticipantSid(data.only.clone()));
+                let Some(message) = from_proto(data) else {
+                    self.shared.metrics.mesh_malformed.inc();
+                    return;
+                };
+                let message = Arc::new(message);
+                match only {
+                    None => deliver(local, &message),
+                    Some(sid) => {
+                        if let Some(session) = local.sessions.get(&sid) {
+                            session.inbox.deliver(Message::Data(message));
+                        }
+                    }
+                }
+            }
+            Body::Speakers(speakers) => {
+                if let Some(local) = rooms.rooms.get(&RoomName(speakers.room)) {
+                    let levels = speakers
+                        .speakers
+                        .into_iter()
+                        .map(|speaker| (TrackSid(speaker.track), speaker.level.clamp(0.0, 1.0)))
+                        .collect();
+                    deliver_levels(local, levels);
+                }
+            }
+        }
+    }
+}
+
+/// Other nodes that serve participants of a room who are to get something.
+fn nodes_for(
+    state: &State,
+    name: &RoomName,
+    here: NodeId,
+    wants: impl Fn(&Participant) -> bool,
+) -> BTreeSet<NodeId> {
+    state.rooms.get(name).map_or_else(BTreeSet::new, |room| {
+        room.participants
+            .values()
+            .filter(|participant| participant.home != here && wants(participant))
+            .map(|participant| participant.home)
+            .collect()
+    })
+}
+
+fn deliver(local: &LocalRoom, message: &Arc<DataOut>) {
+    for session in local.sessions.values() {
+        if session.joined && message.is_for(&session.identity) {
+            let data = Message::Data(message.clone());
+            if message.channel == Channel::Reliable {
+                session.inbox.deliver(data);
+            } else {
+                session.inbox.offer(data);
+            }
+        }
+    }
+}
+
+fn deliver_levels(local: &LocalRoom, levels: Arc<[(TrackSid, f32)]>) {
+    for session in local.sessions.values().filter(|session| session.joined) {
+        session.inbox.offer(Message::Speakers(levels.clone()));
+    }
+}
+
+fn to_proto(room: &RoomName, message: &DataOut, only: Option<&ParticipantSid>) -> proto::Data {
+    proto::Data {
+        room: room.0.clone(),
+        channel: match message.channel {
+            Channel::Reliable => 0,
+            Channel::Lossy => 1,
+            Channel::DataTrack => 2,
+        },
+        from: message.from.0.clone(),
+        from_identity: message.from_identity.0.clone(),
+        destinations: message
+            .destinations
+            .iter()
+            .map(|identity| identity.0.clone())
+            .collect(),
+        sequence: message.sequence,
+        content: message.content,
+        payload: message.payload.clone(),
+        only: only.map(|sid| sid.0.clone()).unwrap_or_default(),
+    }
+}
+
+fn from_proto(data: proto::Data) -> Option<DataOut> {
+    Some(DataOut {
+        from: ParticipantSid(data.from),
+        from_identity: Identity(data.from_identity),
+        channel: match data.channel {
+            0 => Channel::Reliable,
+            1 => Channel::Lossy,
+            2 => Channel::DataTrack,
+            _ => return None,
+        },
+        destinations: data.destinations.into_iter().map(Identity).collect(),
+        sequence: data.sequence,
+        content: data.content,
+        payload: data.payload,
+    })
+}

@@ -1,0 +1,231 @@
+//! The mesh: what nodes tell each other beside consensus and media.
+//!
+//! ```text
+//! hub ─ send(node, body) ─ link task ══ ordered stream, acknowledged ══ service ─ inbound ─ hub
+//! ```
+//!
+//! One stream per direction and pair of nodes. Reliable frames carry a sequence, are kept until
+//! acknowledged and resent after a broken connection, so that data packets stay in order and none is
+//! lost. Links also tell which nodes answer, which is what failure detection goes by.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use flotilla_model::id::{BootId, NodeId};
+use flotilla_raft::Channels;
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+use crate::telemetry::Metrics;
+
+pub mod enroll;
+mod link;
+mod service;
+
+pub use service::{MeshService, ServiceConfig, crash};
+
+/// Generated from `proto/mesh.proto`.
+#[expect(
+    missing_docs,
+    clippy::use_self,
+    unreachable_pub,
+    reason = "generated code"
+)]
+pub mod proto {
+    tonic::include_proto!("flotilla.mesh.v1");
+}
+
+pub use proto::frame::Body;
+
+/// Bodies waiting for a link's task. When it is full, the newest is dropped and counted: the node
+/// behind it has not taken anything for long.
+const QUEUE_MAX: usize = 4096;
+/// Bodies from all nodes waiting for the hub. When it is full, links wait: the senders keep.
+pub const INBOUND_MAX: usize = 8192;
+
+/// A body from another node.
+#[derive(Debug)]
+pub struct Inbound {
+    /// Who sent it.
+    pub from: NodeId,
+    /// What.
+    pub body: Body,
+}
+
+/// What is known of a link.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Health {
+    /// The stream is open and was welcomed.
+    pub connected: bool,
+    /// When the node last answered.
+    pub heard: Option<Instant>,
+    /// When the link was made.
+    pub since: Option<Instant>,
+    /// Time of the last heartbeat's return.
+    pub round_trip: Option<Duration>,
+    /// Process that answered last.
+    pub boot: Option<BootId>,
+}
+
+/// Who we are on the mesh.
+#[derive(Clone)]
+pub struct Own {
+    /// This node.
+    pub node: NodeId,
+    /// This start.
+    pub boot: BootId,
+    /// The cluster's id.
+    pub cluster_id: String,
+    /// Hash of the settings that must be equal.
+    pub config_hash: [u8; 32],
+}
+
+/// The sending side; cheap to clone.
+#[derive(Clone)]
+pub struct Mesh {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    own: Own,
+    channels: Channels,
+    metrics: Arc<Metrics>,
+    /// Shared by the hub, which sends, and by the control task, which adds and removes nodes.
+    links: Mutex<BTreeMap<NodeId, Link>>,
+    /// Written by link tasks, read by failure detection and the admin API.
+    health: Arc<Mutex<BTreeMap<NodeId, Health>>>,
+}
+
+struct Link {
+    address: String,
+    queue: mpsc::Sender<(Body, bool)>,
+    task: AbortHandle,
+}
+
+impl Mesh {
+    /// A mesh without links.
+    #[must_use]
+    pub fn new(own: Own, channels: Channels, metrics: Arc<Metrics>) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                own,
+                channels,
+                metrics,
+                links: Mutex::default(),
+                health: Arc::default(),
+            }),
+        }
+    }
+
+    /// Sends to a node; `reliable` bodies arrive in order and once as long as the node lives.
+    /// Returns whether the link took it.
+    pub fn send(&self, to: NodeId, body: Body, reliable: bool) -> bool {
+        let taken = lock(&self.shared.links)
+            .get(&to)
+            .is_some_and(|link| link.queue.try_send((body, reliable)).is_ok());
+        if !taken {
+            self.shared.metrics.mesh_dropped.inc();
+        }
+        taken
+    }
+
+    /// Makes the links fit: one to each of these nodes, at this address.
+    pub fn set_nodes(&self, nodes: &BTreeMap<NodeId, String>) {
+        let mut links = lock(&self.shared.links);
+        links.retain(|node, link| {
+            let keep = nodes.get(node) == Some(&link.address);
+            if !keep {
+                link.task.abort();
+                lock(&self.shared.health).remove(node);
+            }
+            keep
+        });
+        for (node, address) in nodes {
+            if *node != self.shared.own.node && !links.contains_key(node) {
+                links.insert(*node, self.open(*node, address));
+            }
+        }
+    }
+
+    fn open(&self, node: NodeId, address: &str) -> Link {
+        let (queue, waiting) = mpsc::channel(QUEUE_MAX);
+        lock(&self.shared.health).insert(
+            node,
+            Health {
+                since: Some(Instant::now()),
+                ..Health::default()
+            },
+        );
+        let task = tokio::spawn(
+            link::LinkTask::new(
+                self.shared.own.clone(),
+                node,
+                address.to_owned(),
+                self.shared.channels.clone(),
+                waiting,
+                self.shared.health.clone(),
+                self.shared.metrics.clone(),
+            )
+            .run(),
+        );
+        Link {
+            address: address.to_owned(),
+            queue,
+            task: task.abort_handle(),
+        }
+    }
+
+    /// What is known of every link.
+    #[must_use]
+    pub fn health(&self) -> BTreeMap<NodeId, Health> {
+        lock(&self.shared.health).clone()
+    }
+
+    /// Whether a node answered within this time; this node itself always does.
+    #[must_use]
+    pub fn is_alive(&self, node: NodeId, within: Duration) -> bool {
+        node == self.shared.own.node
+            || lock(&self.shared.health).get(&node).is_some_and(|health| {
+                health
+                    .heard
+                    .or(health.since)
+                    .is_some_and(|at| at.elapsed() < within)
+            })
+    }
+
+    /// Asks a node to end its process at once (demo).
+    ///
+    /// # Errors
+    /// The other node's refusal, or why it cannot be reached.
+    pub async fn crash(&self, node: NodeId) -> Result<(), String> {
+        let address = lock(&self.shared.links)
+            .get(&node)
+            .map(|link| link.address.clone())
+            .ok_or_else(|| format!("node {node} is not known"))?;
+        let channel = self
+            .shared
+            .channels
+            .get(&address, flotilla_raft::Lane::Mesh)
+            .map_err(|error| error.to_string())?;
+        let mut client = proto::mesh_client::MeshClient::new(channel);
+        let call = client.crash(proto::CrashRequest {});
+        match tokio::time::timeout(Duration::from_secs(2), call).await {
+            Ok(Ok(_)) => Ok(()),
+            // The process ended before it could answer.
+            Ok(Err(status)) if status.code() == tonic::Code::Unavailable => Ok(()),
+            Ok(Err(status)) => Err(status.message().to_owned()),
+            Err(_) => Err(format!("node {node} does not answer")),
+        }
+    }
+
+    /// Ends all links.
+    pub fn stop(&self) {
+        self.set_nodes(&BTreeMap::new());
+    }
+}
+
+/// A poisoned lock still guards usable values: each change under it is a single assignment.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,330 @@
+//! The sending end of one link: numbers reliable frames, keeps them until acknowledged, opens the
+//! stream again after a break and resends.
+//!
+//! Fed by the hub through a bounded queue; ends when the node is removed.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use flotilla_model::id::{BootId, NodeId};
+use flotilla_raft::{Channels, Lane};
+use prost::Message as _;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+use tracing::{debug, info};
+
+use super::proto::mesh_client::MeshClient;
+use super::proto::{Frame, Heartbeat, Hello, LinkReply, LinkRequest, link_reply, link_request};
+use super::{Body, Health, Own, lock};
+use crate::telemetry::Metrics;
+
+/// Frames kept until acknowledged. When it is reached, nothing more is taken from the queue.
+const KEPT_MAX: usize = 8192;
+/// Their bytes.
+const KEPT_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Messages handed to the stream ahead of its flow control.
+const STREAM_QUEUE: usize = 256;
+/// How often the other end is asked for a sign of life. Smaller values find dead nodes sooner.
+const HEARTBEAT: Duration = Duration::from_millis(250);
+/// Without any answer for this long the stream is opened anew.
+const SILENCE_MAX: Duration = Duration::from_secs(3);
+/// Longest wait for the welcome.
+const WELCOME_MAX: Duration = Duration::from_secs(2);
+const RETRY_MIN: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(1);
+
+pub(super) struct LinkTask {
+    own: Own,
+    node: NodeId,
+    address: String,
+    channels: Channels,
+    queue: mpsc::Receiver<(Body, bool)>,
+    health: Arc<Mutex<BTreeMap<NodeId, Health>>>,
+    metrics: Arc<Metrics>,
+    kept: Kept,
+    boot: Option<BootId>,
+}
+
+/// Reliable frames that the other end has not acknowledged, in order.
+#[derive(Default)]
+struct Kept {
+    frames: VecDeque<Frame>,
+    bytes: usize,
+    /// How many of them went out on the present stream.
+    sent: usize,
+    last_sequence: u64,
+}
+
+impl Kept {
+    fn has_room(&self) -> bool {
+        self.frames.len() < KEPT_MAX && self.bytes < KEPT_BYTES_MAX
+    }
+
+    fn push(&mut self, body: Body) {
+        self.last_sequence += 1;
+        let frame = Frame {
+            sequence: self.last_sequence,
+            body: Some(body),
+        };
+        self.bytes += frame.encoded_len();
+        self.frames.push_back(frame);
+    }
+
+    fn next(&mut self) -> Option<Frame> {
+        let frame = self.frames.get(self.sent)?.clone();
+        self.sent += 1;
+        Some(frame)
+    }
+
+    fn acknowledge(&mut self, sequence: u64) {
+        while self
+            .frames
+            .front()
+            .is_some_and(|frame| frame.sequence <= sequence)
+        {
+            if let Some(frame) = self.frames.pop_front() {
+                self.bytes -= frame.encoded_len();
+                self.sent = self.sent.saturating_sub(1);
+            }
+        }
+    }
+
+    fn clear(&mut self) {
+        self.frames.clear();
+        self.bytes = 0;
+        self.sent = 0;
+    }
+}
+
+impl LinkTask {
+    pub(super) fn new(
+        own: Own,
+        node: NodeId,
+        address: String,
+        channels: Channels,
+        queue: mpsc::Receiver<(Body, bool)>,
+        health: Arc<Mutex<BTreeMap<NodeId, Health>>>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            own,
+            node,
+            address,
+            channels,
+            queue,
+            health,
+            metrics,
+            kept: Kept::default(),
+            boot: None,
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        let mut retry = RETRY_MIN;
+        loop {
+            match self.connect().await {
+                Ok((requests, replies)) => {
+                    retry = RETRY_MIN;
+                    info!(peer = %self.node, "mesh link is up");
+                    let ended = self.pump(requests, replies).await;
+                    self.note(|health| health.connected = false);
+                    info!(peer = %self.node, reason = ended, "mesh link is down");
+                }
+                Err(reason) => debug!(peer = %self.node, %reason, "mesh link cannot be opened"),
+            }
+            tokio::time::sleep(retry.mul_f64(0.5 + rand::random::<f64>() / 2.0)).await;
+            retry = (retry * 2).min(RETRY_MAX);
+        }
+    }
+
+    async fn connect(
+        &mut self,
+    ) -> Result<(mpsc::Sender<LinkRequest>, Streaming<LinkReply>), String> {
+        let channel = self
+            .channels
+            .get(&self.address, Lane::Mesh)
+            .map_err(|error| error.to_string())?;
+        let (requests, outgoing) = mpsc::channel(STREAM_QUEUE);
+        let hello = Hello {
+            node: self.own.node.0,
+            boot: self.own.boot.0,
+            cluster_id: self.own.cluster_id.clone(),
+            config_hash: self.own.config_hash.to_vec().into(),
+        };
+        let hello = LinkRequest {
+            message: Some(link_request::Message::Hello(hello)),
+        };
+        requests
+            .try_send(hello)
+            .map_err(|error| error.to_string())?;
+        let mut client = MeshClient::new(channel);
+        let opening = async {
+            let mut replies = client
+                .link(ReceiverStream::new(outgoing))
+                .await
+                .map_err(|status| status.message().to_owned())?
+                .into_inner();
+            let first = replies
+                .message()
+                .await
+                .map_err(|status| status.message().to_owned())?;
+            Ok::<_, String>((first, replies))
+        };
+        let (first, replies) = tokio::time::timeout(WELCOME_MAX, opening)
+            .await
+            .map_err(|_| "no answer".to_owned())??;
+        let Some(link_reply::Message::Welcome(welcome)) = first.and_then(|reply| reply.message)
+        else {
+            return Err("no welcome".into());
+        };
+        if welcome.node != self.node.0 {
+            return Err(format!(
+                "node {} answers at {}, not node {}",
+                welcome.node, self.address, self.node
+            ));
+        }
+        self.welcomed(BootId(welcome.boot), welcome.sequence);
+        Ok((requests, replies))
+    }
+
+    fn welcomed(&mut self, boot: BootId, sequence: u64) {
+        if self.boot.is_some_and(|known| known != boot) {
+            // What was kept was meant for participants of a process that is gone.
+            self.kept.clear();
+        }
+        self.boot = Some(boot);
+        self.kept.acknowledge(sequence);
+        self.kept.sent = 0;
+        self.note(|health| {
+            health.connected = true;
+            health.heard = Some(Instant::now());
+            health.boot = Some(boot);
+        });
+    }
+
+    async fn pump(
+        &mut self,
+        requests: mpsc::Sender<LinkRequest>,
+        mut replies: Streaming<LinkReply>,
+    ) -> &'static str {
+        let started = Instant::now();
+        let mut heard = Instant::now();
+        let mut heartbeat = tokio::time::interval(HEARTBEAT);
+        heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let has_unsent = self.kept.sent < self.kept.frames.len();
+            tokio::select! {
+                reply = replies.message() => match reply {
+                    Ok(Some(reply)) => {
+                        heard = Instant::now();
+                        self.handle(reply, started);
+                    }
+                    Ok(None) => return "closed by the other node",
+                    Err(_) => return "connection broke",
+                },
+                slot = requests.reserve(), if has_unsent => match slot {
+                    Ok(slot) => {
+                        if let Some(frame) = self.kept.next() {
+                            slot.send(request(frame));
+                        }
+                    }
+                    Err(_) => return "stream ended",
+                },
+                next = self.queue.recv(), if self.kept.has_room() => match next {
+                    Some((body, true)) => self.kept.push(body),
+                    Some((body, false)) => {
+                        let frame = Frame { sequence: 0, body: Some(body) };
+                        if requests.try_send(request(frame)).is_err() {
+                            self.metrics.mesh_dropped.inc();
+                        }
+                    }
+                    None => return "no longer wanted",
+                },
+                _ = heartbeat.tick() => {
+                    if heard.elapsed() > SILENCE_MAX {
+                        return "no answer";
+                    }
+                    let token = u64::try_from(started.elapsed().as_micros()).unwrap_or_default();
+                    let beat = LinkRequest {
+                        message: Some(link_request::Message::Heartbeat(Heartbeat { token })),
+                    };
+                    // A full stream needs no further sign of life from us.
+                    let _ = requests.try_send(beat);
+                }
+            }
+        }
+    }
+
+    fn handle(&mut self, reply: LinkReply, started: Instant) {
+        match reply.message {
+            Some(link_reply::Message::Acknowledgement(acknowledgement)) => {
+                self.kept.acknowledge(acknowledgement.sequence);
+                self.note(|health| health.heard = Some(Instant::now()));
+            }
+            Some(link_reply::Message::Heartbeat(beat)) => {
+                let took = started
+                    .elapsed()
+                    .saturating_sub(Duration::from_micros(beat.token));
+                self.note(|health| {
+                    health.heard = Some(Instant::now());
+                    health.round_trip = Some(took);
+                });
+            }
+            Some(link_reply::Message::Welcome(_)) | None => {}
+        }
+    }
+
+    fn note(&self, change: impl FnOnce(&mut Health)) {
+        if let Some(health) = lock(&self.health).get_mut(&self.node) {
+            change(health);
+        }
+    }
+}
+
+fn request(frame: Frame) -> LinkRequest {
+    LinkRequest {
+        message: Some(link_request::Message::Frame(frame)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mesh::proto::Speakers;
+
+    fn body(room: &str) -> Body {
+        Body::Speakers(Speakers {
+            room: room.into(),
+            speakers: Vec::new(),
+        })
+    }
+
+    #[test]
+    fn resends_what_was_not_acknowledged() {
+        let mut kept = Kept::default();
+        for room in ["a", "b", "c"] {
+            kept.push(body(room));
+        }
+        assert_eq!(kept.next().map(|f| f.sequence), Some(1));
+        assert_eq!(kept.next().map(|f| f.sequence), Some(2));
+        kept.acknowledge(1);
+        assert_eq!(kept.next().map(|f| f.sequence), Some(3));
+        assert!(kept.next().is_none());
+        kept.sent = 0;
+        assert_eq!(kept.next().map(|f| f.sequence), Some(2));
+        kept.acknowledge(3);
+        assert_eq!((kept.frames.len(), kept.bytes, kept.sent), (0, 0, 0));
+    }
+
+    #[test]
+    fn stops_taking_at_the_limit() {
+        let mut kept = Kept::default();
+        for _ in 0..KEPT_MAX {
+            assert!(kept.has_room());
+            kept.push(body("r"));
+        }
+        assert!(!kept.has_room());
+    }
+}

@@ -1,0 +1,824 @@
+//! Puts a node together, keeps it running and stops it: the one place that knows every part.
+//!
+//! ```text
+//! config ─► ports ─► data folder ─► group ─► certificate ─► cluster port ─► join ─► shards ─► http
+//! ```
+//! Ports come first, so that a taken one is found before anything is written.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, anyhow, bail};
+use flotilla_media::engine::EngineConfig;
+use flotilla_media::peer::dtls::Certificate;
+use flotilla_model::cluster::{Node as NodeRecord, NodeState};
+use flotilla_model::command::Command;
+use flotilla_model::id::{BootId, NodeId, Region};
+use flotilla_model::room::RoomOptions;
+use flotilla_raft::{Channels, ChannelsConfig, Tls};
+use flotilla_raft::{Group, Groups};
+use flotilla_raft::{GroupConfig, GroupId};
+use flotilla_signal::config::{SessionConfig, SessionLimits};
+use flotilla_signal::token::Keys;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tracing::{debug, error, info, warn};
+
+use crate::config::Config;
+use crate::control::{Follower, failure, register};
+use crate::data_dir::DataDir;
+use crate::http;
+use crate::hub::Hub;
+use crate::mesh::enroll::{self, Doorkeeper, EnrollError};
+use crate::mesh::proto::EnrollRequest;
+use crate::mesh::proto::mesh_server::MeshServer;
+use crate::mesh::{INBOUND_MAX, Mesh, MeshService, Own, ServiceConfig};
+use crate::session::connection::ConnectionIds;
+use crate::session::inbox::Message;
+use crate::session::{Sessions, new_request};
+use crate::shard::Shards;
+use crate::telemetry::Metrics;
+use crate::udp::{Socket, Waker};
+
+/// Longest wait for sessions to take leave when the node stops.
+const LEAVE_MAX: Duration = Duration::from_secs(3);
+/// How long clients get to come back elsewhere before what they left behind here is removed.
+const REJOIN_MAX: Duration = Duration::from_millis(1500);
+/// How often the group's state is copied into the metrics.
+const OBSERVE_INTERVAL: Duration = Duration::from_secs(2);
+/// Longest frame that other nodes may send on the mesh.
+const MESH_MESSAGE_MAX: usize = 4 * 1024 * 1024;
+
+/// Whether the node may found a cluster.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Founding {
+    /// Found one if the data folder is new (`dev`, `cluster init`).
+    IfNew,
+    /// Never: belong to one, or join one at the seeds (`start`).
+    Never,
+}
+
+/// A running node.
+pub struct Node {
+    config: Arc<Config>,
+    id: NodeId,
+    boot: BootId,
+    open: Arc<AtomicBool>,
+    group: Group,
+    mesh: Mesh,
+    hub: Hub,
+    shards: Arc<Shards>,
+    tasks: JoinSet<anyhow::Result<()>>,
+    stop_cluster_port: Option<oneshot::Sender<()>>,
+    /// Where HTTP listens; the first is the node's own.
+    pub http_addresses: Vec<SocketAddr>,
+}
+
+struct Ports {
+    http: Vec<TcpListener>,
+    metrics: Option<TcpListener>,
+    cluster: TcpListener,
+    admin: TcpListener,
+    media: Vec<(Socket, Waker)>,
+}
+
+impl Ports {
+    fn open(config: &Config) -> anyhow::Result<Self> {
+        let tcp = |key: &str, address: SocketAddr, shared| {
+            http::listen(address, shared).with_context(|| taken("TCP", key, address))
+        };
+        let mut listeners = Vec::new();
+        for address in http::addresses(&config.bind_addresses, config.port) {
+            listeners.push(tcp("port", address, false)?);
+        }
+        if let Some(port) = config.shared_port {
+            for address in http::addresses(&config.bind_addresses, port) {
+                listeners.push(tcp("shared_port", address, true)?);
+            }
+        }
+        let mut media = Vec::new();
+        for address in config.media_bind() {
+            let bound =
+                Socket::bind(address).with_context(|| taken("UDP", "rtc.udp_port", address))?;
+            media.push(bound);
+        }
+        let metrics = match config.prometheus_port {
+            Some(port) => {
+                let address = http::addresses(&config.bind_addresses, port)[0];
+                Some(tcp("prometheus.port", address, false)?)
+            }
+            None => None,
+        };
+        Ok(Self {
+            http: listeners,
+            metrics,
+            cluster: tcp("cluster.bind", config.cluster_bind, false)?,
+            admin: tcp("admin.bind", config.admin_bind, false)?,
+            media,
+        })
+    }
+}
+
+fn taken(kind: &str, key: &str, address: SocketAddr) -> String {
+    format!(
+        "{kind} port {address} cannot be opened: is another process using it? \
+         Stop that one, or set `{key}` to a free port"
+    )
+}
+
+/// Where a node is reached, from the configuration and the host.
+#[derive(Clone, Debug)]
+struct Addresses {
+    cluster: String,
+    admin: String,
+    client_url: String,
+    relay_ip: IpAddr,
+    candidates: Vec<IpAddr>,
+}
+
+impl Addresses {
+    fn of(config: &Config, ports: &Ports) -> anyhow::Result<Self> {
+        let own = crate::interfaces::addresses();
+        let bound = config.media_ip;
+        let fits = |address: &IpAddr| bound.is_ipv6() || address.is_ipv4();
+        let mut candidates: Vec<IpAddr> = match config.node_ip {
+            Some(address) => vec![address],
+            None if !bound.is_unspecified() => vec![bound],
+            None => own.iter().copied().filter(fits).collect(),
+        };
+        let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let reaches_loopback = bound.is_unspecified() || bound.is_loopback();
+        if (config.loopback_candidate || candidates.is_empty())
+            && reaches_loopback
+            && !candidates.contains(&loopback)
+        {
+            candidates.push(loopback);
+        }
+        let best = config
+            .node_ip
+            .or_else(|| candidates.first().copied())
+            .context("this host has no usable address: set rtc.node_ip")?;
+        let cluster_bind = ports.cluster.local_addr()?;
+        let cluster_ip = if cluster_bind.ip().is_unspecified() {
+            best
+        } else {
+            cluster_bind.ip()
+        };
+        let http_bind = ports.http[0].local_addr()?;
+        let http_ip = if http_bind.ip().is_unspecified() {
+            best
+        } else {
+            http_bind.ip()
+        };
+        Ok(Self {
+            cluster: config
+                .cluster_advertise
+                .clone()
+                .unwrap_or_else(|| SocketAddr::new(cluster_ip, cluster_bind.port()).to_string()),
+            admin: match &config.admin_advertise {
+                Some(address) => address.clone(),
+                None => ports.admin.local_addr()?.to_string(),
+            },
+            client_url: config.client_url.clone().unwrap_or_else(|| {
+                format!("http://{}", SocketAddr::new(http_ip, http_bind.port()))
+            }),
+            relay_ip: config.relay_ip.unwrap_or(best),
+            candidates,
+        })
+    }
+}
+
+impl Node {
+    /// Starts a node. Returns once it takes participants.
+    ///
+    /// # Errors
+    /// What is wrong and what to do about it.
+    pub async fn start(config: Arc<Config>, founding: Founding) -> anyhow::Result<Self> {
+        let id = NodeId(config.node_id);
+        let boot = BootId(rand::random_range(1..=u64::MAX));
+        let metrics = Metrics::new(id)?;
+        let ports = Ports::open(&config)?;
+        let addresses = Addresses::of(&config, &ports)?;
+        let secret = secret(&config)?;
+        let channels = channels(&config, &secret)?;
+        let data = DataDir::open(&config.data_dir, &config.cluster.name, config.node_id)?;
+        let group = start_group(&config, &addresses.cluster, &data, &channels).await?;
+
+        let member = Membership {
+            config: &config,
+            boot,
+            address: &addresses.cluster,
+            secret: &secret,
+            channels: &channels,
+            data: &data,
+            group: &group,
+        };
+        let joined = member.prepare(founding).await?;
+        let certificate = Certificate::from_pem(&joined.certificate)
+            .context("the cluster's DTLS certificate (dtls.pem in the data folder)")?;
+
+        let own = Own {
+            node: id,
+            boot,
+            cluster_id: joined.cluster_id.clone(),
+            config_hash: config.cluster.hash(),
+        };
+        let mesh = Mesh::new(own.clone(), channels.clone(), metrics.clone());
+        let hub = Hub::new(id, mesh.clone(), metrics.clone());
+        let (inbound, arriving) = mpsc::channel(INBOUND_MAX);
+        let doorkeeper = Doorkeeper {
+            node: id,
+            boot,
+            address: addresses.cluster.clone(),
+            cluster: config.cluster.name.clone(),
+            cluster_id: joined.cluster_id.clone(),
+            config_hash: own.config_hash,
+            clock_skew_max: config.cluster.clock_skew_max,
+            sealed_certificate: enroll::seal(&secret, joined.certificate.as_bytes()),
+            state: Box::new({
+                let group = group.clone();
+                move || group.state()
+            }),
+            mesh: mesh.clone(),
+        };
+        let service = MeshService::new(ServiceConfig {
+            own,
+            inbound,
+            doorkeeper,
+            may_crash: config.demo_kill,
+            metrics: metrics.clone(),
+        });
+        let mut tasks = JoinSet::new();
+        let stop_cluster_port =
+            serve_cluster_port(&mut tasks, ports.cluster, &channels, &group, service);
+        member.join(&joined).await?;
+
+        let engine = EngineConfig::new(
+            id,
+            boot,
+            enroll::derive(&secret, "media relays"),
+            Arc::new(certificate),
+            addresses
+                .candidates
+                .iter()
+                .map(|ip| SocketAddr::new(*ip, 0))
+                .collect(),
+            [0; 32],
+        );
+        let (shards, shard_events) = Shards::start(ports.media, &engine, &metrics)?;
+        let shards = Arc::new(shards);
+        let relay_addresses = shards
+            .handles()
+            .iter()
+            .map(|shard| SocketAddr::new(addresses.relay_ip, shard.address.port()))
+            .collect();
+
+        let sessions = Sessions::new(
+            Arc::new(session_config(&config)),
+            group.clone(),
+            hub.clone(),
+            shards.clone(),
+            metrics.clone(),
+        );
+        let follower = Follower {
+            node: id,
+            group: group.clone(),
+            hub: hub.clone(),
+            mesh: mesh.clone(),
+            shards: shards.clone(),
+            shard_events,
+            metrics: metrics.clone(),
+        };
+        tasks.spawn(async move {
+            follower.run().await;
+            Ok(())
+        });
+        tasks.spawn(receive(hub.clone(), arriving));
+        tasks.spawn(observe(group.clone(), shards.clone(), metrics.clone()));
+        register::register(
+            &group,
+            NodeRecord {
+                id,
+                region: Region(config.region.clone()),
+                boot,
+                cluster_address: addresses.cluster.clone(),
+                admin_address: addresses.admin.clone(),
+                client_url: addresses.client_url.clone(),
+                relay_addresses,
+                capacity: config.participants_max,
+                state: NodeState::Serving,
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+            },
+        )
+        .await;
+        let lost_after = config.cluster.node_lost_after;
+        let (watched, watching) = (group.clone(), mesh.clone());
+        tasks.spawn(async move {
+            failure::watch(id, watched, watching, lost_after).await;
+            Ok(())
+        });
+
+        let open = Arc::new(AtomicBool::new(true));
+        let shared = Arc::new(http::Shared {
+            config: config.clone(),
+            node: id,
+            sessions,
+            group: group.clone(),
+            mesh: mesh.clone(),
+            connections: ConnectionIds::default(),
+            metrics: metrics.clone(),
+            open: open.clone(),
+        });
+        let mut http_addresses = Vec::new();
+        for listener in ports.http {
+            http_addresses.push(listener.local_addr()?);
+            let router = http::router(shared.clone());
+            tasks.spawn(async move { Ok(http::serve(listener, router).await?) });
+        }
+        if let Some(listener) = ports.metrics {
+            let router = http::metrics_router(metrics.clone(), config.prometheus_auth.as_ref());
+            tasks.spawn(async move { Ok(http::serve(listener, router).await?) });
+        }
+        drop(ports.admin);
+        info!(node = %id, url = addresses.client_url, cluster = addresses.cluster, "node is up");
+        Ok(Self {
+            config,
+            id,
+            boot,
+            open,
+            group,
+            mesh,
+            hub,
+            shards,
+            tasks,
+            stop_cluster_port: Some(stop_cluster_port),
+            http_addresses,
+        })
+    }
+
+    /// The region's group.
+    #[must_use]
+    pub fn group(&self) -> &Group {
+        &self.group
+    }
+
+    /// Waits until a part of the node ends by itself, which none should.
+    pub async fn failed(&mut self) -> anyhow::Error {
+        match self.tasks.join_next().await {
+            Some(Ok(Ok(()))) => anyhow!("a part of the node ended"),
+            Some(Ok(Err(error))) => error,
+            Some(Err(error)) => anyhow!("a part of the node panicked: {error}"),
+            None => anyhow!("the node has no parts"),
+        }
+    }
+
+    /// Stops gracefully: clients are sent elsewhere, the group's lead is handed over.
+    pub async fn stop(mut self) {
+        info!(node = %self.id, "stopping");
+        self.open.store(false, Ordering::Relaxed);
+        self.hub.broadcast(|| Message::Shutdown);
+        let begun = Instant::now();
+        while self.hub.session_count() > 0 && begun.elapsed() < LEAVE_MAX {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.leave_nobody_behind().await;
+        self.group.shutdown().await;
+        self.mesh.stop();
+        if let Some(stop) = self.stop_cluster_port.take() {
+            let _ = stop.send(());
+        }
+        self.tasks.shutdown().await;
+        self.hub.broadcast(|| Message::Shutdown);
+        match Arc::try_unwrap(self.shards) {
+            Ok(shards) => shards.stop().await,
+            Err(_) => debug!("shards end with the process"),
+        }
+        info!(node = %self.id, name = self.config.cluster.name, "stopped");
+    }
+
+    /// Clients that come back join anew, here or elsewhere, under their identity. What remains of
+    /// the others after a moment leaves with this node.
+    async fn leave_nobody_behind(&self) {
+        let begun = Instant::now();
+        loop {
+            let remaining = self
+                .group
+                .state()
+                .rooms
+                .values()
+                .any(|room| room.homes.contains_key(&self.id));
+            if !remaining {
+                return;
+            }
+            if begun.elapsed() > REJOIN_MAX {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let lost = Command::NodeLost {
+            node: self.id,
+            boot: self.boot,
+        };
+        let proposal = self
+            .group
+            .propose_within(new_request(), lost, Duration::from_secs(2));
+        if let Err(error) = proposal.await {
+            warn!(%error, "participants of this node remain in the log for a while");
+        }
+    }
+}
+
+/// The secret between nodes; `dev` draws one for itself.
+fn secret(config: &Config) -> anyhow::Result<String> {
+    match &config.secret {
+        Some(secret) => Ok(secret.0.clone()),
+        None if config.development => Ok(format!("{:032x}", rand::random::<u128>())),
+        None => bail!(
+            "cluster.secret is not set: all nodes of a cluster share one; \
+             `flotilla generate-keys` prints a good one"
+        ),
+    }
+}
+
+/// The pool of connections to other nodes.
+///
+/// # Errors
+/// Certificate files cannot be read.
+pub fn channels(config: &Config, secret: &str) -> anyhow::Result<Channels> {
+    let tls = match &config.cluster_tls {
+        None => None,
+        Some(files) => {
+            let read = |path: &std::path::Path| {
+                std::fs::read_to_string(path)
+                    .with_context(|| format!("cluster.tls: cannot read {}", path.display()))
+            };
+            let authority = files
+                .ca_file
+                .as_deref()
+                .context("cluster.tls.ca_file is needed")?;
+            Some(Tls {
+                authority: read(authority)?,
+                certificate: read(&files.cert_file)?,
+                key: read(&files.key_file)?,
+                name: files.domain.clone(),
+            })
+        }
+    };
+    Ok(Channels::new(ChannelsConfig {
+        tls,
+        ..ChannelsConfig::new(secret)
+    }))
+}
+
+async fn start_group(
+    config: &Config,
+    address: &str,
+    data: &DataDir,
+    channels: &Channels,
+) -> anyhow::Result<Group> {
+    let cluster = &config.cluster;
+    let settings = GroupConfig {
+        id: GroupId::Region(Region(config.region.clone())),
+        heartbeat: cluster.heartbeat,
+        election: (cluster.election_timeout_min, cluster.election_timeout_max),
+        voters_target: usize::from(cluster.voters),
+        replace_dead_after: cluster.voter_replace_after,
+        clock_skew_max: cluster.clock_skew_max,
+        ..GroupConfig::new(NodeId(config.node_id), address, data.raft())
+    };
+    std::fs::create_dir_all(data.raft())
+        .with_context(|| format!("cannot create {}", data.raft().display()))?;
+    Group::start(settings, channels.clone())
+        .await
+        .with_context(|| format!("the data folder {}", config.data_dir.display()))
+}
+
+fn serve_cluster_port(
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+    listener: TcpListener,
+    channels: &Channels,
+    group: &Group,
+    service: MeshService,
+) -> oneshot::Sender<()> {
+    let (stop, stopped) = oneshot::channel::<()>();
+    let groups = Groups::from(group.clone());
+    let mesh = MeshServer::new(service).max_decoding_message_size(MESH_MESSAGE_MAX);
+    let routes = groups.routes(channels).add_service(channels.guard(mesh));
+    let channels = channels.clone();
+    tasks.spawn(async move {
+        let stopped = async {
+            let _ = stopped.await;
+        };
+        channels.serve(listener, routes, stopped).await?;
+        std::future::pending().await
+    });
+    stop
+}
+
+async fn receive(
+    hub: Hub,
+    mut arriving: mpsc::Receiver<crate::mesh::Inbound>,
+) -> anyhow::Result<()> {
+    while let Some(inbound) = arriving.recv().await {
+        hub.receive(inbound);
+    }
+    std::future::pending().await
+}
+
+async fn observe(group: Group, shards: Arc<Shards>, metrics: Arc<Metrics>) -> anyhow::Result<()> {
+    let mut interval = tokio::time::interval(OBSERVE_INTERVAL);
+    loop {
+        interval.tick().await;
+        let status = group.status();
+        let set = |what: &str, value: u64| {
+            let value = i64::try_from(value).unwrap_or(i64::MAX);
+            metrics.group.with_label_values(&[what]).set(value);
+        };
+        set("term", status.term);
+        set("leader", status.leader.map_or(0, |leader| leader.0));
+        set("applied", status.applied.map_or(0, |applied| applied.index));
+        set(
+            "committed",
+            status.committed.map_or(0, |committed| committed.index),
+        );
+        set("revision", status.revision.0);
+        let (mut totals, mut discards) = (BTreeMap::new(), BTreeMap::new());
+        for shard in shards.handles() {
+            if let Some(view) = shard.inspect().await {
+                for (what, count) in view.totals() {
+                    *totals.entry(what).or_insert(0) += count;
+                }
+                for (reason, count) in view.discards() {
+                    *discards.entry(reason).or_insert(0) += count;
+                }
+            }
+        }
+        for (family, counts) in [(&metrics.media, totals), (&metrics.discards, discards)] {
+            for (label, count) in counts {
+                let count = i64::try_from(count).unwrap_or(i64::MAX);
+                family.with_label_values(&[label]).set(count);
+            }
+        }
+    }
+}
+
+fn session_config(config: &Config) -> SessionConfig {
+    let keys = config
+        .keys
+        .iter()
+        .map(|key| (key.key.clone(), key.secret.clone()))
+        .collect();
+    let (room, limit) = (&config.cluster.room, &config.cluster.limit);
+    let unlimited = |bytes: usize| if bytes == 0 { usize::MAX } else { bytes };
+    let defaults = SessionConfig::new(NodeId(config.node_id), Keys::new(keys));
+    SessionConfig {
+        region: config.region.clone(),
+        limits: SessionLimits {
+            signal_message_bytes_max: limit.signal_message_size_limit,
+            metadata_bytes_max: unlimited(limit.max_metadata_size),
+            attributes_bytes_max: unlimited(limit.max_attributes_size),
+            room_name_bytes_max: unlimited(limit.max_room_name_length),
+            identity_bytes_max: unlimited(limit.max_participant_identity_length),
+            name_bytes_max: unlimited(limit.max_participant_name_length),
+            ..defaults.limits
+        },
+        ping_interval: Duration::from_secs(u64::from(config.ping_interval_s)),
+        ping_timeout: Duration::from_secs(u64::from(config.ping_timeout_s)),
+        auto_create: room.auto_create,
+        room_defaults: RoomOptions {
+            empty_timeout_ms: u64::from(room.empty_timeout) * 1000,
+            departure_timeout_ms: u64::from(room.departure_timeout) * 1000,
+            max_participants: room.max_participants,
+            ..RoomOptions::default()
+        },
+        remote_unmute: room.enable_remote_unmute,
+        ..defaults
+    }
+}
+
+/// How a node becomes, or goes on being, a member.
+struct Membership<'a> {
+    config: &'a Config,
+    boot: BootId,
+    address: &'a str,
+    secret: &'a str,
+    channels: &'a Channels,
+    data: &'a DataDir,
+    group: &'a Group,
+}
+
+/// What a member has.
+struct Joined {
+    cluster_id: String,
+    certificate: String,
+    /// Whom to ask to be added; empty: nobody needs to be asked.
+    seeds: Vec<String>,
+}
+
+impl Membership<'_> {
+    /// Founds a cluster, or finds the one to join, or recognises that it is in one.
+    async fn prepare(&self, founding: Founding) -> anyhow::Result<Joined> {
+        let certificate = self.data.certificate()?;
+        if !self.group.is_initialized() && founding == Founding::IfNew {
+            self.group.bootstrap().await?;
+            info!("founded a cluster");
+        }
+        if self.group.is_initialized() {
+            return self.go_on(certificate).await;
+        }
+        let mut seeds = self.config.seeds.clone();
+        for seed in self.data.seeds() {
+            if !seeds.contains(seed) {
+                seeds.push(seed.clone());
+            }
+        }
+        if seeds.is_empty() {
+            bail!(
+                "this node is in no cluster. Found one with `flotilla cluster init`, or join one with \
+                 `flotilla cluster join --peer HOST:PORT` (or set cluster.seeds)"
+            );
+        }
+        let enrolled = enroll_at(self, &seeds, String::new()).await?;
+        self.data.set_certificate(&enrolled.1)?;
+        Ok(Joined {
+            cluster_id: enrolled.0,
+            certificate: enrolled.1,
+            seeds,
+        })
+    }
+
+    /// A member starts again.
+    async fn go_on(&self, certificate: Option<String>) -> anyhow::Result<Joined> {
+        let cluster_id = self.group.cluster_id().unwrap_or_default();
+        let others: Vec<String> = self
+            .group
+            .status()
+            .members
+            .into_iter()
+            .filter(|member| member.node.0 != self.config.node_id)
+            .map(|member| member.address)
+            .collect();
+        if !others.is_empty() {
+            match enroll_at(self, &others, cluster_id.clone()).await {
+                Ok((_, pem)) if certificate.is_none() => {
+                    self.data.set_certificate(&pem)?;
+                    return Ok(self.member(cluster_id, pem));
+                }
+                Ok(_) => {}
+                Err(error) if is_refusal(&error) => return Err(error),
+                Err(error) => debug!(%error, "no other node answers yet"),
+            }
+        }
+        let pem = match certificate {
+            Some(pem) => pem,
+            None if others.is_empty() => {
+                let pem = Certificate::generate()?.to_pem()?;
+                self.data.set_certificate(&pem)?;
+                pem
+            }
+            None => bail!(
+                "dtls.pem is missing from the data folder and no other node answers to give it again: \
+                 start another node first"
+            ),
+        };
+        Ok(self.member(cluster_id, pem))
+    }
+
+    fn member(&self, cluster_id: String, certificate: String) -> Joined {
+        Joined {
+            cluster_id,
+            certificate,
+            seeds: Vec::new(),
+        }
+    }
+
+    /// Asks to be added, if that is needed. The cluster port must be served by now.
+    async fn join(&self, joined: &Joined) -> anyhow::Result<()> {
+        if joined.seeds.is_empty() {
+            return Ok(());
+        }
+        info!(seeds = joined.seeds.join(", "), "joining");
+        self.group.join(&joined.seeds).await?;
+        info!("joined the cluster");
+        Ok(())
+    }
+}
+
+fn is_refusal(error: &anyhow::Error) -> bool {
+    !matches!(
+        error.downcast_ref::<EnrollError>(),
+        Some(EnrollError::Unreachable { .. })
+    )
+}
+
+async fn enroll_at(
+    member: &Membership<'_>,
+    seeds: &[String],
+    cluster_id: String,
+) -> anyhow::Result<(String, String)> {
+    let request = EnrollRequest {
+        boot: member.boot.0,
+        cluster_id,
+        ..enroll_request(member.config, member.address)
+    };
+    let enrolled = enroll::enroll(member.channels, member.secret, seeds, &request).await?;
+    let pem = String::from_utf8(enrolled.certificate).context("the cluster's certificate")?;
+    Ok((enrolled.cluster_id, pem))
+}
+
+fn enroll_request(config: &Config, address: &str) -> EnrollRequest {
+    EnrollRequest {
+        cluster: config.cluster.name.clone(),
+        node: config.node_id,
+        config_hash: config.cluster.hash().to_vec().into(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        address: address.to_owned(),
+        ..EnrollRequest::default()
+    }
+}
+
+/// `cluster init`: founds a cluster in the data folder, so that `start` finds it there.
+///
+/// # Errors
+/// The folder is in use, or in a cluster already.
+pub async fn found(config: &Config) -> anyhow::Result<String> {
+    let secret = secret(config)?;
+    let channels = channels(config, &secret)?;
+    let address = offline_address(config)?;
+    let data = DataDir::open(&config.data_dir, &config.cluster.name, config.node_id)?;
+    let group = start_group(config, &address, &data, &channels).await?;
+    let founded = group.bootstrap().await;
+    if founded.is_ok() && data.certificate()?.is_none() {
+        data.set_certificate(&Certificate::generate()?.to_pem()?)?;
+    }
+    let id = group.cluster_id().unwrap_or_default();
+    group.shutdown().await;
+    founded?;
+    Ok(id)
+}
+
+/// `cluster join`: checks that this node fits the cluster and keeps what it needs to start.
+///
+/// # Errors
+/// No seed answers, or the cluster refuses the node.
+pub async fn enlist(config: &Config, seeds: Vec<String>) -> anyhow::Result<String> {
+    let secret = secret(config)?;
+    let channels = channels(config, &secret)?;
+    let address = offline_address(config)?;
+    let mut data = DataDir::open(&config.data_dir, &config.cluster.name, config.node_id)?;
+    let request = enroll_request(config, &address);
+    let enrolled = enroll::enroll(&channels, &secret, &seeds, &request).await?;
+    let pem = String::from_utf8(enrolled.certificate).context("the cluster's certificate")?;
+    data.set_certificate(&pem)?;
+    data.set_seeds(seeds)?;
+    Ok(enrolled.cluster_id)
+}
+
+/// The cluster address that a node will have once it runs.
+fn offline_address(config: &Config) -> anyhow::Result<String> {
+    if let Some(address) = &config.cluster_advertise {
+        return Ok(address.clone());
+    }
+    let bind = config.cluster_bind;
+    let ip = if bind.ip().is_unspecified() {
+        config
+            .node_ip
+            .or_else(|| crate::interfaces::addresses().first().copied())
+            .context("this host has no usable address: set cluster.advertise")?
+    } else {
+        bind.ip()
+    };
+    Ok(SocketAddr::new(ip, bind.port()).to_string())
+}
+
+/// Runs a node until it is asked to stop (SIGTERM, SIGINT) or fails.
+///
+/// # Errors
+/// Why it could not start or did not go on.
+pub async fn run(config: Config, founding: Founding) -> anyhow::Result<()> {
+    let config = Arc::new(config);
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let mut node = tokio::select! {
+        node = Node::start(config, founding) => node?,
+        _ = terminate.recv() => return Ok(()),
+        _ = tokio::signal::ctrl_c() => return Ok(()),
+    };
+    let failure = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = tokio::signal::ctrl_c() => None,
+        failure = node.failed() => Some(failure),
+    };
+    if let Some(failure) = &failure {
+        error!(%failure, "the node cannot go on");
+    }
+    tokio::select! {
+        () = node.stop() => {}
+        _ = terminate.recv() => warn!("stopping at once"),
+        _ = tokio::signal::ctrl_c() => warn!("stopping at once"),
+    }
+    failure.map_or(Ok(()), Err)
+}

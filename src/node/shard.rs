@@ -1,0 +1,464 @@
+//! A shard: one thread with one UDP socket and one media engine.
+//!
+//! Sessions and the reconciler send orders through a [`ShardHandle`]; events of a peer go straight
+//! to its session's inbox, the rest to the node. The thread owns the engine, so no packet waits for
+//! a lock. A panic in the engine costs this shard's sessions at most: they are told to come back, a
+//! new engine takes over the socket, and the reconciler restores the relays.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use flotilla_media::command::Command;
+use flotilla_media::engine::{Engine, EngineConfig, EngineStats};
+use flotilla_media::event::Event;
+use flotilla_model::id::{NodeId, TrackSid};
+use rand::RngCore as _;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{error, info};
+
+use crate::session::inbox::{Inbox, Message};
+use crate::session::media::{self, SessionKey};
+use crate::telemetry::Metrics;
+use crate::udp::{Socket, Waker};
+
+/// Orders waiting for the thread. When the queue is full the sender waits (sessions, reconciler) or
+/// drops (data that may be lost).
+const ORDERS_MAX: usize = 16 * 1024;
+/// Node-wide events waiting. When full the newest is dropped: levels are repeated, the rest is for display.
+const EVENTS_MAX: usize = 4 * 1024;
+/// Orders handled before the socket is looked at again.
+const ORDERS_PER_TURN: usize = 512;
+/// From this many queued datagrams on it pays to wait for the rest of a video frame, so that its
+/// packets to one receiver leave as one message. Fewer leave at once.
+const GATHER_MIN: usize = 48;
+/// How long to wait for it. Chromium sends a frame's packets within 0.3 ms.
+const GATHER: Duration = Duration::from_micros(500);
+/// No datagram waits longer than this between engine and socket.
+const WINDOW: Duration = Duration::from_millis(2);
+
+/// What a shard thread can be asked.
+pub enum Order {
+    /// For the engine.
+    Engine(Command),
+    /// Where a session's events go, from its first peer on.
+    Attach(SessionKey, Inbox),
+    /// The session ended: its peers close.
+    Detach(SessionKey),
+    /// A view of the engine, for metrics and the admin API.
+    Inspect(oneshot::Sender<ShardView>),
+    /// End the thread.
+    Stop,
+}
+
+/// Events that concern no single session.
+#[derive(Debug)]
+pub enum ShardEvent {
+    /// Loudness of local audio tracks.
+    AudioLevels(Vec<(TrackSid, f32)>),
+    /// A relay began to carry packets.
+    RelayStarted {
+        /// Track.
+        track: TrackSid,
+        /// Sender.
+        from: NodeId,
+    },
+    /// The engine was replaced: everything that the reconciler told it is forgotten.
+    Restarted {
+        /// Shard.
+        shard: usize,
+    },
+}
+
+/// What a shard looks like from outside.
+#[derive(Clone, Debug, Default)]
+pub struct ShardView {
+    /// The engine's states and counters.
+    pub stats: EngineStats,
+}
+
+impl ShardView {
+    /// Sums over the engine's present peers, tracks and subscriptions, by name.
+    #[must_use]
+    pub fn totals(&self) -> Vec<(&'static str, u64)> {
+        let (engine, router) = (&self.stats, &self.stats.router);
+        let layers = || router.tracks.iter().flat_map(|track| &track.layers);
+        let subscriptions = || router.subscriptions.iter();
+        vec![
+            ("peers", engine.peers as u64),
+            ("peers_connected", engine.peers_connected as u64),
+            ("data_refused", engine.data_refused),
+            ("events_dropped", engine.events_dropped),
+            ("transmits_dropped", engine.transmits_dropped),
+            ("tracks", router.tracks.len() as u64),
+            ("subscriptions", router.subscriptions.len() as u64),
+            ("relays", router.relays.len() as u64),
+            (
+                "links_up",
+                router.links.iter().filter(|link| link.is_up).count() as u64,
+            ),
+            (
+                "received_packets",
+                layers().map(|layer| layer.packets).sum(),
+            ),
+            ("received_bytes", layers().map(|layer| layer.bytes).sum()),
+            (
+                "received_packets_lost",
+                layers().map(|layer| layer.packets_lost).sum(),
+            ),
+            (
+                "sent_packets",
+                subscriptions().map(|sent| sent.packets).sum(),
+            ),
+            ("sent_bytes", subscriptions().map(|sent| sent.bytes).sum()),
+            (
+                "sent_retransmissions",
+                subscriptions().map(|sent| sent.retransmissions).sum(),
+            ),
+            (
+                "relayed_packets",
+                router.relays.iter().map(|relay| relay.packets).sum(),
+            ),
+            (
+                "relayed_bytes",
+                router.relays.iter().map(|relay| relay.bytes).sum(),
+            ),
+        ]
+    }
+
+    /// Datagrams and packets that were not used, by reason.
+    #[must_use]
+    pub fn discards(&self) -> Vec<(&'static str, u64)> {
+        self.stats
+            .discards
+            .iter()
+            .zip(self.stats.router.discards.iter())
+            .map(|((reason, outside), (_, inside))| (reason.name(), outside + inside))
+            .collect()
+    }
+}
+
+/// Sends orders to one shard; cheap to clone.
+#[derive(Clone)]
+pub struct ShardHandle {
+    orders: mpsc::Sender<Order>,
+    waker: Waker,
+    /// Position in the node's list.
+    pub index: usize,
+    /// The socket's address.
+    pub address: SocketAddr,
+}
+
+impl ShardHandle {
+    /// Sends an order, waiting for room in the queue. Orders to a stopped shard are lost, like
+    /// everything else when a node stops.
+    pub async fn send(&self, order: Order) {
+        let _ = self.orders.send(order).await;
+        self.waker.wake();
+    }
+
+    /// Sends a command, waiting for room.
+    pub async fn command(&self, command: Command) {
+        self.send(Order::Engine(command)).await;
+    }
+
+    /// Sends an order if there is room; returns whether.
+    pub fn offer(&self, order: Order) -> bool {
+        let taken = self.orders.try_send(order).is_ok();
+        self.waker.wake();
+        taken
+    }
+
+    /// The engine's counters; `None` if the shard does not answer.
+    pub async fn inspect(&self) -> Option<ShardView> {
+        let (answer, view) = oneshot::channel();
+        self.send(Order::Inspect(answer)).await;
+        tokio::time::timeout(Duration::from_secs(1), view)
+            .await
+            .ok()?
+            .ok()
+    }
+}
+
+/// All shards of a node.
+pub struct Shards {
+    handles: Vec<ShardHandle>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Shards {
+    /// Starts one thread per socket.
+    ///
+    /// # Errors
+    /// The system's, when a thread cannot be started.
+    pub fn start(
+        sockets: Vec<(Socket, Waker)>,
+        engine: &EngineConfig,
+        metrics: &Arc<Metrics>,
+    ) -> io::Result<(Self, mpsc::Receiver<ShardEvent>)> {
+        let (events, events_out) = mpsc::channel(EVENTS_MAX);
+        let mut shards = Self {
+            handles: Vec::new(),
+            threads: Vec::new(),
+        };
+        for (index, (socket, waker)) in sockets.into_iter().enumerate() {
+            let (orders, orders_out) = mpsc::channel(ORDERS_MAX);
+            let address = socket.local_address()?;
+            let mut config = engine.clone();
+            config.shard = index as u16;
+            config.candidates = config
+                .candidates
+                .iter()
+                .map(|candidate| SocketAddr::new(candidate.ip(), address.port()))
+                .collect();
+            let shard = Shard {
+                index,
+                socket,
+                orders: orders_out,
+                events: events.clone(),
+                sessions: HashMap::new(),
+                config,
+                metrics: metrics.clone(),
+                queued_since: None,
+            };
+            let thread = std::thread::Builder::new()
+                .name(format!("shard-{index}"))
+                .spawn(move || shard.run())?;
+            shards.threads.push(thread);
+            shards.handles.push(ShardHandle {
+                orders,
+                waker,
+                index,
+                address,
+            });
+        }
+        Ok((shards, events_out))
+    }
+
+    /// The shard that a room lives on: the same number on every node.
+    #[must_use]
+    pub fn of_room(&self, room: &str) -> &ShardHandle {
+        let hash = flotilla_model::id::fnv1a(room.as_bytes());
+        &self.handles[(hash % self.handles.len() as u64) as usize]
+    }
+
+    /// All of them, in order.
+    #[must_use]
+    pub fn handles(&self) -> &[ShardHandle] {
+        &self.handles
+    }
+
+    /// Ends all threads and waits for them.
+    pub async fn stop(self) {
+        for handle in &self.handles {
+            handle.send(Order::Stop).await;
+        }
+        let threads = self.threads;
+        let _ = tokio::task::spawn_blocking(move || {
+            for thread in threads {
+                let _ = thread.join();
+            }
+        })
+        .await;
+    }
+}
+
+struct Shard {
+    index: usize,
+    socket: Socket,
+    orders: mpsc::Receiver<Order>,
+    events: mpsc::Sender<ShardEvent>,
+    sessions: HashMap<SessionKey, Inbox>,
+    config: EngineConfig,
+    metrics: Arc<Metrics>,
+    /// When the oldest datagram now in the queue was put there.
+    queued_since: Option<Instant>,
+}
+
+impl Shard {
+    fn run(mut self) {
+        let span = tracing::info_span!("shard", shard = self.index);
+        let _entered = span.enter();
+        loop {
+            rand::rng().fill_bytes(&mut self.config.seed);
+            let mut engine = Engine::new(Instant::now(), self.config.clone());
+            self.queued_since = None;
+            let result = std::panic::catch_unwind(AssertUnwindSafe(|| self.turns(&mut engine)));
+            match result {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => {
+                    error!(%error, "the media socket failed; opening the engine again");
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                Err(_) => {
+                    error!("the media engine panicked; its sessions have to come back");
+                    self.metrics.shard_panics.inc();
+                }
+            }
+            self.restarted();
+        }
+    }
+
+    /// Everybody who relied on the old engine hears that it is gone.
+    fn restarted(&mut self) {
+        for (_, inbox) in self.sessions.drain() {
+            inbox.deliver(Message::EngineLost);
+        }
+        let shard = self.index;
+        let events = self.events.clone();
+        // This one must arrive, unlike other events; the thread may wait for it.
+        if events
+            .blocking_send(ShardEvent::Restarted { shard })
+            .is_err()
+        {
+            info!("nobody listens to the shard any more");
+        }
+    }
+
+    fn turns(&mut self, engine: &mut Engine) -> io::Result<()> {
+        loop {
+            self.socket.wait(self.wait_time(engine))?;
+            let now = Instant::now();
+            if !self.take_orders(now, engine) {
+                return Ok(());
+            }
+            self.take_datagrams(now, engine)?;
+            if engine.deadline().is_some_and(|deadline| deadline <= now) {
+                engine.handle_timeout(now);
+            }
+            self.give_events(engine);
+            self.flush_if_due(now, engine);
+        }
+    }
+
+    fn wait_time(&self, engine: &Engine) -> Option<Duration> {
+        let gather = self.queued_since.map(|since| since + GATHER);
+        let wake = match (engine.deadline(), gather) {
+            (Some(deadline), Some(gather)) => Some(deadline.min(gather)),
+            (deadline, gather) => deadline.or(gather),
+        };
+        wake.map(|wake| wake.saturating_duration_since(Instant::now()))
+    }
+
+    /// Returns `false` when the shard is to stop.
+    fn take_orders(&mut self, now: Instant, engine: &mut Engine) -> bool {
+        for _ in 0..ORDERS_PER_TURN {
+            match self.orders.try_recv() {
+                Ok(Order::Engine(command)) => {
+                    engine.handle_command(now, command);
+                    self.send_if_nearly_full(engine);
+                }
+                Ok(Order::Attach(session, inbox)) => {
+                    self.sessions.insert(session, inbox);
+                }
+                Ok(Order::Detach(session)) => {
+                    self.sessions.remove(&session);
+                    for peer in session.peers() {
+                        engine.handle_command(now, Command::ClosePeer { peer });
+                    }
+                }
+                Ok(Order::Inspect(answer)) => {
+                    let _ = answer.send(ShardView {
+                        stats: engine.stats(now),
+                    });
+                }
+                Ok(Order::Stop) | Err(mpsc::error::TryRecvError::Disconnected) => {
+                    self.give_events(engine);
+                    self.flush(engine);
+                    return false;
+                }
+                Err(mpsc::error::TryRecvError::Empty) => return true,
+            }
+        }
+        // More orders wait: look at the socket, then come back without sleeping.
+        self.socket.wake_self();
+        true
+    }
+
+    fn take_datagrams(&mut self, now: Instant, engine: &mut Engine) -> io::Result<()> {
+        loop {
+            let count = self.socket.receive(|from, bytes| {
+                engine.handle_datagram(now, from, bytes);
+                !engine.transmits().is_nearly_full()
+            })?;
+            self.metrics.datagrams_received.inc_by(count as u64);
+            if !engine.transmits().is_nearly_full() {
+                return Ok(());
+            }
+            self.flush(engine);
+        }
+    }
+
+    fn give_events(&mut self, engine: &mut Engine) {
+        while let Some(event) = engine.poll_event() {
+            match event {
+                Event::AudioLevels { levels } => self.offer(ShardEvent::AudioLevels(levels)),
+                Event::RelayStarted { track, from } => {
+                    self.offer(ShardEvent::RelayStarted { track, from });
+                }
+                event => self.give_session(event),
+            }
+        }
+    }
+
+    fn give_session(&mut self, event: Event) {
+        let Some((peer, event)) = media::event(event) else {
+            return;
+        };
+        let Some(inbox) = self.sessions.get(&SessionKey::of(peer)) else {
+            return;
+        };
+        if media::may_be_lost(&event) {
+            inbox.offer(Message::Media(event));
+        } else {
+            inbox.deliver(Message::Media(event));
+        }
+    }
+
+    fn offer(&self, event: ShardEvent) {
+        if self.events.try_send(event).is_err() {
+            self.metrics.shard_events_dropped.inc();
+        }
+    }
+
+    /// Sends at once, unless so much is going out that gathering a frame saves system calls.
+    fn flush_if_due(&mut self, now: Instant, engine: &mut Engine) {
+        let queued = engine.transmits().datagrams().len();
+        if queued == 0 {
+            self.queued_since = None;
+            return;
+        }
+        let since = *self.queued_since.get_or_insert(now);
+        let waited = now.saturating_duration_since(since);
+        debug_assert!(GATHER < WINDOW);
+        if queued < GATHER_MIN || waited >= GATHER {
+            self.flush(engine);
+        }
+    }
+
+    fn send_if_nearly_full(&mut self, engine: &mut Engine) {
+        if engine.transmits().is_nearly_full() {
+            self.flush(engine);
+        }
+    }
+
+    fn flush(&mut self, engine: &mut Engine) {
+        self.queued_since = None;
+        let queue = engine.transmits();
+        if queue.is_empty() {
+            return;
+        }
+        let sent = self.socket.send(queue);
+        queue.clear();
+        self.metrics.datagrams_sent.inc_by(sent.sent as u64);
+        self.metrics.send_calls.inc_by(sent.calls as u64);
+        if sent.dropped > 0 {
+            self.metrics.datagrams_unsent.inc_by(sent.dropped as u64);
+            tracing::debug!(dropped = sent.dropped, "the kernel refused datagrams");
+        }
+    }
+}
