@@ -13,7 +13,12 @@ use std::net::SocketAddr;
 use crate::command::PeerId;
 
 pub mod parameters;
+pub mod peer;
+pub mod rewrite;
 mod router;
+pub mod select;
+pub mod subscription;
+pub mod track;
 
 pub use router::{Router, RouterConfig, TrackView};
 

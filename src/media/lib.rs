@@ -12,7 +12,9 @@ pub mod forward;
 pub mod index;
 pub mod peer;
 pub mod receive;
+pub mod relay;
 pub mod rtp;
+pub mod send;
 pub mod stats;
 pub mod transmit;
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use flotilla_model::id::{Epoch, NodeId, TrackSid};
 use flotilla_model::track::{Kind, Quality};
-use flotilla_model::unit::Bitrate;
+use flotilla_model::unit::{Bitrate, Size};
 
 use crate::command::PeerId;
 use crate::discard::DiscardCounts;
@@ -48,6 +48,8 @@ pub struct TrackStats {
     pub source: TrackSource,
     /// Publisher's epoch.
     pub epoch: Epoch,
+    /// Muted by its publisher.
+    pub is_muted: bool,
     /// Best quality that somebody wants.
     pub wanted: Quality,
     /// Layers, lowest first.
@@ -61,6 +63,8 @@ pub struct LayerStats {
     pub rid: String,
     /// Which quality it serves.
     pub quality: Quality,
+    /// Picture size, once a key frame has shown it.
+    pub size: Option<Size>,
     /// Packets arrive.
     pub is_live: bool,
     /// Distinct media packets.

@@ -1,18 +1,43 @@
-//! The router's public face: commands, packets and time in; events out.
+//! The router's public face: commands, packets and time in; packets (through [`Wire`]) and events
+//! out. Owns peers, tracks and links of one shard; everything per packet is in [`media`], RTCP in
+//! [`feedback`], other nodes in [`relays`], whatever time brings in [`timer`].
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Instant;
 
 use flotilla_model::id::{BootId, Epoch, NodeId, TrackSid};
-use flotilla_model::track::{Kind, Track, TrackCodec};
+use flotilla_model::track::{Kind, Track as TrackInfo, TrackCodec};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use slab::Slab;
 
 use crate::command::{PeerId, Settings};
-use crate::discard::Discard;
+use crate::discard::{Discard, DiscardCounts};
 use crate::event::Event;
 use crate::forward::Wire;
 use crate::forward::parameters::{ReceiveSection, SendSection};
-use crate::stats::Stats;
+use crate::forward::peer::Peer;
+use crate::forward::subscription::{Start, Subscription};
+use crate::forward::track::{Outbound, REORDER_CLIENT, Track};
+use crate::index::IdMap;
+use crate::receive::demux::Section;
+use crate::relay::keys::End;
+use crate::relay::link::{Link, Local};
+use crate::rtp::twcc::Arrivals;
+use crate::stats::{Stats, TrackSource};
+
+mod describe;
+mod feedback;
+mod media;
+mod relays;
+mod snapshot;
+mod timer;
+
+use timer::Timers;
+
+/// Most links: other nodes of the cluster.
+const LINKS_MAX: usize = 1_024;
 
 /// What a router needs to know about itself.
 #[derive(Clone)]
@@ -44,115 +69,387 @@ pub struct TrackView<'a> {
 /// Publications, subscriptions and relays of one shard.
 pub struct Router {
     config: RouterConfig,
+    /// The router's start: origin of send and arrival times.
+    epoch: Instant,
+    rng: ChaCha8Rng,
+    /// SSRC of this side in RTCP to publishers.
+    ssrc: u32,
+    peers: IdMap<PeerId, Peer>,
+    tracks: Slab<Track>,
+    by_sid: HashMap<TrackSid, usize>,
+    by_hash: IdMap<u64, usize>,
+    links: IdMap<NodeId, Link>,
+    /// Nodes by the tag of the key that their packets are sealed with.
+    tags: IdMap<u32, NodeId>,
+    timers: Timers,
     events: VecDeque<Event>,
+    discards: DiscardCounts,
 }
 
 impl Router {
     /// An empty router.
     #[must_use]
-    pub fn new(_now: Instant, config: RouterConfig) -> Self {
+    pub fn new(now: Instant, config: RouterConfig) -> Self {
+        let mut rng = ChaCha8Rng::from_seed(config.seed);
+        let ssrc = rng.random_range(1..u32::MAX);
         Self {
             config,
-            events: VecDeque::new(),
+            epoch: now,
+            rng,
+            ssrc,
+            peers: IdMap::default(),
+            tracks: Slab::new(),
+            by_sid: HashMap::new(),
+            by_hash: IdMap::default(),
+            links: IdMap::default(),
+            tags: IdMap::default(),
+            timers: Timers::new(now),
+            events: VecDeque::with_capacity(64),
+            discards: DiscardCounts::default(),
         }
     }
 
     /// Replaces the sections on which a peer sends to us. Streams already identified stay known as
     /// long as their section carries the same track.
-    pub fn set_receive(&mut self, _now: Instant, _peer: PeerId, _sections: Vec<ReceiveSection>) {}
+    pub fn set_receive(&mut self, now: Instant, peer: PeerId, sections: Vec<ReceiveSection>) {
+        let mut known = Vec::with_capacity(sections.len());
+        for negotiated in sections {
+            let key = self.track_or_new(&negotiated.track, negotiated.kind);
+            let track = &mut self.tracks[key];
+            track.has_nack = negotiated.feedback.nack;
+            track.has_pli = negotiated.feedback.pli;
+            describe::note_section(track, peer, &negotiated, &mut self.events);
+            let layers = describe::section_layers(track, &negotiated);
+            known.push(Section::new(negotiated, key, layers));
+        }
+        let peer = self.peers.entry(peer).or_insert_with(|| Peer::new(now));
+        let wants_arrivals = known.iter().any(|section| {
+            section.negotiated.feedback.twcc && section.negotiated.extensions.twcc.is_some()
+        });
+        if !wants_arrivals {
+            peer.arrivals = None;
+        } else if peer.arrivals.is_none() {
+            peer.arrivals = Some(Arrivals::default());
+        }
+        peer.demux.set_sections(known);
+        self.timers.hurry();
+    }
 
     /// Replaces the sections on which we send to a peer.
-    pub fn set_send(&mut self, _now: Instant, _peer: PeerId, _sections: Vec<SendSection>) {}
+    pub fn set_send(&mut self, now: Instant, peer: PeerId, sections: Vec<SendSection>) {
+        let state = self.peers.entry(peer).or_insert_with(|| Peer::new(now));
+        let before = std::mem::replace(&mut state.sections, sections);
+        state.sent.clear();
+        for section in &state.sections {
+            state.sent.insert(section.ssrc, section.track.clone());
+            if section.rtx_pt.is_some() {
+                state.sent.insert(section.rtx_ssrc, section.track.clone());
+            }
+        }
+        let mut tracks: Vec<TrackSid> = state
+            .sections
+            .iter()
+            .chain(&before)
+            .map(|section| section.track.clone())
+            .collect();
+        tracks.sort();
+        tracks.dedup();
+        for track in tracks {
+            self.bind(peer, &track);
+        }
+        self.timers.hurry();
+    }
+
+    /// Gives a subscription its negotiated section, if both exist.
+    fn bind(&mut self, peer: PeerId, sid: &TrackSid) {
+        let start = self.start();
+        let Some(state) = self.peers.get(&peer) else {
+            return;
+        };
+        let section = state.sections.iter().find(|section| section.track == *sid);
+        let Some(track) = self.by_sid.get(sid).map(|key| &mut self.tracks[*key]) else {
+            return;
+        };
+        if let Some(subscription) = track.subscription_mut(peer) {
+            subscription.set_section(section, start);
+            subscription.set_connected(state.is_connected);
+        }
+    }
+
+    fn start(&mut self) -> Start {
+        Start {
+            sequence: self.rng.random(),
+            repair_sequence: self.rng.random(),
+        }
+    }
+
+    /// The track with this sid; made if nothing has referred to it yet.
+    fn track_or_new(&mut self, sid: &TrackSid, kind: Kind) -> usize {
+        if let Some(key) = self.by_sid.get(sid) {
+            return *key;
+        }
+        let track = Track::new(sid.clone(), kind);
+        let hash = track.reference.hash;
+        let key = self.tracks.insert(track);
+        self.by_sid.insert(sid.clone(), key);
+        self.by_hash.insert(hash, key);
+        key
+    }
+
+    fn remove_if_unused(&mut self, key: usize) {
+        if self.tracks.get(key).is_some_and(Track::is_unused) {
+            let track = self.tracks.remove(key);
+            self.by_sid.remove(&track.sid);
+            self.by_hash.remove(&track.reference.hash);
+        }
+    }
 
     /// A peer publishes a track.
-    pub fn publish(&mut self, _now: Instant, _peer: PeerId, _track: &Track, _epoch: Epoch) {}
+    pub fn publish(&mut self, now: Instant, peer: PeerId, track: &TrackInfo, epoch: Epoch) {
+        let key = self.track_or_new(&track.sid, track.kind);
+        let known = &mut self.tracks[key];
+        known.set_source(now, TrackSource::Local(peer), track.kind, REORDER_CLIENT);
+        known.reference.epoch = known.reference.epoch.max(epoch.0);
+        known.is_muted = track.muted;
+        describe::merge(known, &track.codecs);
+        let state = self.peers.entry(peer).or_insert_with(|| Peer::new(now));
+        let sections = state.demux.sections().iter();
+        for section in sections.filter(|section| section.negotiated.track == track.sid) {
+            describe::note_section(known, peer, &section.negotiated, &mut self.events);
+        }
+        let layers = |section: &ReceiveSection| describe::section_layers(known, section);
+        state.demux.rebind(&track.sid, key, layers);
+        self.timers.hurry();
+    }
 
     /// Ends a track, local or relayed, with its subscriptions and relays.
-    pub fn unpublish(&mut self, _now: Instant, _track: &TrackSid) {}
+    pub fn unpublish(&mut self, _now: Instant, track: &TrackSid) {
+        if let Some(key) = self.by_sid.remove(track) {
+            let track = self.tracks.remove(key);
+            self.by_hash.remove(&track.reference.hash);
+            self.timers.hurry();
+        }
+    }
 
     /// A track was muted or unmuted.
-    pub fn set_muted(&mut self, _now: Instant, _track: &TrackSid, _muted: bool) {}
+    pub fn set_muted(&mut self, _now: Instant, track: &TrackSid, muted: bool) {
+        if let Some(key) = self.by_sid.get(track) {
+            self.tracks[*key].set_muted(muted);
+            self.timers.hurry();
+        }
+    }
 
     /// A peer is to get a track; it need not be known yet.
-    pub fn subscribe(&mut self, _now: Instant, _peer: PeerId, _track: &TrackSid, _s: Settings) {}
+    pub fn subscribe(&mut self, now: Instant, peer: PeerId, track: &TrackSid, settings: Settings) {
+        let start = self.start();
+        let key = self.track_or_new(track, Kind::Video);
+        let known = &mut self.tracks[key];
+        match known.find_subscription(peer) {
+            Ok(index) => known.subscriptions[index].cold.settings = settings,
+            Err(index) => known
+                .subscriptions
+                .insert(index, Subscription::new(now, peer, settings, start)),
+        }
+        self.bind(peer, track);
+        self.timers.hurry();
+    }
 
     /// Ends that.
-    pub fn unsubscribe(&mut self, _now: Instant, _peer: PeerId, _track: &TrackSid) {}
+    pub fn unsubscribe(&mut self, _now: Instant, peer: PeerId, track: &TrackSid) {
+        let Some(&key) = self.by_sid.get(track) else {
+            return;
+        };
+        let known = &mut self.tracks[key];
+        if let Ok(index) = known.find_subscription(peer) {
+            known.subscriptions.remove(index);
+        }
+        self.remove_if_unused(key);
+        self.timers.hurry();
+    }
 
     /// Changes what a subscriber wants.
-    pub fn set_settings(&mut self, _now: Instant, _peer: PeerId, _track: &TrackSid, _s: Settings) {}
+    pub fn set_settings(
+        &mut self,
+        _now: Instant,
+        peer: PeerId,
+        track: &TrackSid,
+        settings: Settings,
+    ) {
+        let known = self.by_sid.get(track).map(|key| &mut self.tracks[*key]);
+        if let Some(subscription) = known.and_then(|known| known.subscription_mut(peer)) {
+            subscription.cold.settings = settings;
+            self.timers.hurry();
+        }
+    }
 
     /// A peer can receive media from now on.
-    pub fn peer_connected(&mut self, _now: Instant, _peer: PeerId) {}
+    pub fn peer_connected(&mut self, now: Instant, peer: PeerId) {
+        let state = self.peers.entry(peer).or_insert_with(|| Peer::new(now));
+        state.is_connected = true;
+        for track in state.sections.iter().map(|section| &section.track) {
+            let known = self.by_sid.get(track).map(|key| &mut self.tracks[*key]);
+            if let Some(subscription) = known.and_then(|known| known.subscription_mut(peer)) {
+                subscription.set_connected(true);
+            }
+        }
+        self.timers.hurry();
+    }
 
     /// A peer is gone: its tracks lose their source, its subscriptions end.
-    pub fn remove_peer(&mut self, _now: Instant, _peer: PeerId) {}
+    pub fn remove_peer(&mut self, now: Instant, peer: PeerId) {
+        self.peers.remove(&peer);
+        let keys: Vec<usize> = self.tracks.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            let track = &mut self.tracks[key];
+            if track.source == TrackSource::Local(peer) {
+                let kind = track.kind;
+                track.set_source(now, TrackSource::Pending, kind, REORDER_CLIENT);
+            }
+            if let Ok(index) = track.find_subscription(peer) {
+                track.subscriptions.remove(index);
+            }
+            self.remove_if_unused(key);
+        }
+        self.timers.hurry();
+    }
 
-    /// Another node can be reached for relays.
-    pub fn set_link(&mut self, _now: Instant, _node: NodeId, _boot: BootId, _to: SocketAddr) {}
+    /// Another node (this start of it) can be reached for relays at `address`.
+    pub fn set_link(&mut self, now: Instant, node: NodeId, boot: BootId, address: SocketAddr) {
+        if let Some(link) = self.links.get_mut(&node)
+            && link.remote.boot == boot
+        {
+            link.address = address;
+            link.is_removed = false;
+            self.timers.hurry();
+            return;
+        }
+        if node == self.config.node || self.links.len() >= LINKS_MAX {
+            return;
+        }
+        let counter = self.rng.random();
+        let local = Local {
+            end: End {
+                node: self.config.node,
+                boot: self.config.boot,
+            },
+            shard: self.config.shard,
+            secret: &self.config.relay_secret,
+        };
+        let link = Link::new(now, local, node, boot, address, counter);
+        let tag = link.tag();
+        if let Some(before) = self.links.insert(node, link) {
+            self.tags.remove(&before.tag());
+        }
+        self.tags.insert(tag, node);
+        self.restart_relays(now, node);
+        self.timers.hurry();
+    }
 
     /// Another node is gone.
-    pub fn remove_link(&mut self, _now: Instant, _node: NodeId) {}
+    pub fn remove_link(&mut self, now: Instant, node: NodeId) {
+        if let Some(link) = self.links.get_mut(&node) {
+            link.is_removed = true;
+            self.restart_relays(now, node);
+            self.timers.hurry();
+        }
+    }
 
     /// A track is to be sent to another node, as soon as that node asks.
-    pub fn relay_to(&mut self, _now: Instant, _track: &TrackSid, _node: NodeId) {}
+    pub fn relay_to(&mut self, now: Instant, track: &TrackSid, node: NodeId) {
+        let key = self.track_or_new(track, Kind::Video);
+        let known = &mut self.tracks[key];
+        if known.outbound.iter().all(|outbound| outbound.node != node) {
+            known.outbound.push(Outbound::new(now, node));
+        }
+    }
 
     /// Stops that.
-    pub fn stop_relay_to(&mut self, _now: Instant, _track: &TrackSid, _node: NodeId) {}
+    pub fn stop_relay_to(&mut self, _now: Instant, track: &TrackSid, node: NodeId) {
+        let Some(&key) = self.by_sid.get(track) else {
+            return;
+        };
+        self.tracks[key]
+            .outbound
+            .retain(|outbound| outbound.node != node);
+        self.remove_if_unused(key);
+        self.timers.hurry();
+    }
 
-    /// A track comes from another node.
-    pub fn relay_from(&mut self, _now: Instant, _track: &Track, _node: NodeId, _epoch: Epoch) {}
+    /// A track comes from another node. A lower epoch than seen before is ignored.
+    pub fn relay_from(&mut self, now: Instant, track: &TrackInfo, node: NodeId, epoch: Epoch) {
+        let key = self.track_or_new(&track.sid, track.kind);
+        self.expect_relay(now, key, track, node, epoch);
+        self.timers.hurry();
+    }
 
     /// A decrypted RTP packet from a peer.
     ///
     /// # Errors
-    /// Why it was not used.
+    /// Why it was not used; it has been counted in [`Stats::discards`].
     pub fn handle_rtp<W: Wire>(
         &mut self,
-        _now: Instant,
-        _peer: PeerId,
-        _packet: &mut [u8],
-        _wire: &mut W,
+        now: Instant,
+        peer: PeerId,
+        packet: &mut [u8],
+        wire: &mut W,
     ) -> Result<(), Discard> {
-        Err(Discard::UnknownStream)
+        let result = self.receive_rtp(now, peer, packet, wire);
+        self.counted(result)
     }
 
     /// A decrypted RTCP (compound) packet from a peer.
     ///
     /// # Errors
-    /// Why it was not used.
+    /// Why the rest of it was not used; it has been counted.
     pub fn handle_rtcp<W: Wire>(
         &mut self,
-        _now: Instant,
-        _peer: PeerId,
-        _packet: &[u8],
-        _wire: &mut W,
+        now: Instant,
+        peer: PeerId,
+        packet: &[u8],
+        wire: &mut W,
     ) -> Result<(), Discard> {
-        Err(Discard::UnknownStream)
+        let result = self.receive_rtcp(now, peer, packet, wire);
+        self.counted(result)
     }
 
-    /// A sealed relay packet from another node.
+    /// A sealed relay packet from another node. Its source address means nothing, only its key.
     ///
     /// # Errors
-    /// Why it was not used.
+    /// Why it was not used; it has been counted.
     pub fn handle_relay<W: Wire>(
         &mut self,
-        _now: Instant,
+        now: Instant,
         _from: SocketAddr,
-        _bytes: &mut [u8],
-        _wire: &mut W,
+        bytes: &mut [u8],
+        wire: &mut W,
     ) -> Result<(), Discard> {
-        Err(Discard::UnknownLink)
+        let result = self.receive_relay(now, bytes, wire);
+        self.counted(result)
+    }
+
+    fn counted(&mut self, result: Result<(), Discard>) -> Result<(), Discard> {
+        if let Err(reason) = result {
+            self.discards.add(reason);
+        }
+        result
     }
 
     /// Does what is due: feedback, retries, reports, selection.
-    pub fn handle_timeout<W: Wire>(&mut self, _now: Instant, _wire: &mut W) {}
+    pub fn handle_timeout<W: Wire>(&mut self, now: Instant, wire: &mut W) {
+        self.run_timers(now, wire);
+    }
 
     /// When `handle_timeout` wants to be called; `None`: nothing pending. May lie in the past after
-    /// a command: what it caused is sent then.
+    /// a command or packet: what it caused is sent then.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        None
+        let is_idle = self.tracks.is_empty()
+            && self.links.values().all(|link| link.is_removed)
+            && self.peers.values().all(Peer::is_idle);
+        if is_idle && !self.timers.is_hurried() {
+            return None;
+        }
+        Some(self.timers.next())
     }
 
     /// Something that happened; call until `None`.
@@ -162,14 +459,21 @@ impl Router {
 
     /// A track as known here.
     #[must_use]
-    pub fn track(&self, _track: &TrackSid) -> Option<TrackView<'_>> {
-        None
+    pub fn track(&self, track: &TrackSid) -> Option<TrackView<'_>> {
+        let known = &self.tracks[*self.by_sid.get(track)?];
+        Some(TrackView {
+            kind: known.kind,
+            codecs: &known.codecs,
+            started: known.is_started,
+        })
     }
 
     /// Counters and states for metrics and the admin interface. Allocates: not for the hot path.
     #[must_use]
-    pub fn stats(&self, _now: Instant) -> Stats {
-        let _ = self.config.shard;
-        Stats::default()
+    pub fn stats(&self, now: Instant) -> Stats {
+        self.snapshot(now)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,9 @@
 //! Clients stop sending those extensions after the first RTCP feedback, so what was learned stays
 //! through every renegotiation that keeps the section's track.
 
+use flotilla_model::id::TrackSid;
+
+use crate::codec::Codec;
 use crate::discard::Discard;
 use crate::forward::parameters::{ExtensionIds, ReceiveSection};
 use crate::index::IdMap;
@@ -18,7 +21,7 @@ pub const STREAMS_MAX: usize = 256;
 pub struct Binding {
     /// Index into [`Demux::sections`].
     pub section: usize,
-    /// Index of the layer, lowest first.
+    /// The router's index of the layer.
     pub layer: usize,
     /// Carries retransmissions of that layer.
     pub is_repair: bool,
@@ -31,13 +34,51 @@ pub struct Section {
     pub negotiated: ReceiveSection,
     /// The router's key of the track.
     pub track: usize,
-    /// Rids of the track's layers, lowest first; a single empty one without simulcast.
-    pub rids: Vec<String>,
+    /// The track's layers, lowest first: rid (empty without simulcast) and index.
+    pub layers: Vec<(String, usize)>,
+    /// What the negotiated codecs are, in the same order.
+    pub codecs: Vec<Codec>,
 }
 
 impl Section {
+    /// A section of a track.
+    #[must_use]
+    pub fn new(negotiated: ReceiveSection, track: usize, layers: Vec<(String, usize)>) -> Self {
+        let codecs = negotiated
+            .codecs
+            .iter()
+            .map(|codec| Codec::from_mime(&codec.mime))
+            .collect();
+        Self {
+            negotiated,
+            track,
+            layers,
+            codecs,
+        }
+    }
+
+    /// The codec with this payload type, or whose retransmissions have it, and its clock rate.
+    #[must_use]
+    pub fn codec(&self, payload_type: u8, is_repair: bool) -> Option<(Codec, u32)> {
+        let index = self.negotiated.codecs.iter().position(|codec| {
+            if is_repair {
+                codec.rtx_pt == Some(payload_type)
+            } else {
+                codec.pt == payload_type
+            }
+        })?;
+        Some((self.codecs[index], self.negotiated.codecs[index].clock_rate))
+    }
+
     fn layer_of_rid(&self, rid: &[u8]) -> Option<usize> {
-        self.rids.iter().position(|known| known.as_bytes() == rid)
+        self.layers
+            .iter()
+            .find(|(known, _)| known.as_bytes() == rid)
+            .map(|(_, layer)| *layer)
+    }
+
+    fn has_layer(&self, layer: usize) -> bool {
+        self.layers.iter().any(|(_, known)| *known == layer)
     }
 
     fn has_media(&self, pt: u8) -> bool {
@@ -87,7 +128,7 @@ impl Demux {
         let mut streams: IdMap<u32, Binding> = IdMap::default();
         for (ssrc, binding) in &self.streams {
             if let Some(section) = place(binding.section)
-                && binding.layer < self.sections[section].rids.len()
+                && self.sections[section].has_layer(binding.layer)
             {
                 streams.insert(
                     *ssrc,
@@ -99,12 +140,12 @@ impl Demux {
             }
         }
         for (index, section) in self.sections.iter().enumerate() {
-            let declared = section.negotiated.ssrcs.iter().enumerate();
-            for (layer, (ssrc, repair)) in declared.take(section.rids.len()) {
+            for ((_, layer), (ssrc, repair)) in section.layers.iter().zip(&section.negotiated.ssrcs)
+            {
                 for (ssrc, is_repair) in [(Some(*ssrc), false), (*repair, true)] {
                     let binding = Binding {
                         section: index,
-                        layer,
+                        layer: *layer,
                         is_repair,
                     };
                     if let Some(ssrc) = ssrc
@@ -122,6 +163,21 @@ impl Demux {
             .fold(ExtensionIds::default(), |ids, section| {
                 ids.or(section.negotiated.extensions)
             });
+    }
+
+    /// The track was made anew or is known better: its sections follow.
+    pub fn rebind(
+        &mut self,
+        sid: &TrackSid,
+        track: usize,
+        layers: impl Fn(&ReceiveSection) -> Vec<(String, usize)>,
+    ) {
+        for section in &mut self.sections {
+            if section.negotiated.track == *sid {
+                section.track = track;
+                section.layers = layers(&section.negotiated);
+            }
+        }
     }
 
     /// The sections.
@@ -164,17 +220,21 @@ impl Demux {
         }
         let named = packet.identity.repaired_rid.or(packet.identity.rid);
         let layer = match named {
-            Some(rid) if section.rids.iter().any(|rid| !rid.is_empty()) => {
+            Some(rid) if section.layers.iter().any(|(rid, _)| !rid.is_empty()) => {
                 section.layer_of_rid(rid).ok_or(Discard::UnknownStream)?
             }
-            _ if section.rids.len() == 1 => 0,
-            _ if is_repair => {
-                let original = packet.original_sequence.ok_or(Discard::Truncated)?;
-                (0..section.rids.len())
-                    .find(|layer| lacks(section, *layer, original))
-                    .ok_or(Discard::UnknownStream)?
-            }
-            _ => return Err(Discard::UnknownStream),
+            _ => match section.layers.as_slice() {
+                [(_, layer)] => *layer,
+                layers if is_repair => {
+                    let original = packet.original_sequence.ok_or(Discard::Truncated)?;
+                    layers
+                        .iter()
+                        .map(|(_, layer)| *layer)
+                        .find(|layer| lacks(section, *layer, original))
+                        .ok_or(Discard::UnknownStream)?
+                }
+                _ => return Err(Discard::UnknownStream),
+            },
         };
         let binding = Binding {
             section: index,
@@ -215,33 +275,34 @@ mod tests {
     use crate::forward::parameters::{Feedback, ReceiveCodec};
 
     fn section(mid: &str, track: &str, rids: &[&str], ssrcs: &[(u32, Option<u32>)]) -> Section {
-        Section {
-            negotiated: ReceiveSection {
-                mid: mid.to_owned(),
-                track: track.into(),
-                kind: Kind::Video,
-                codecs: vec![ReceiveCodec {
-                    pt: 96,
-                    rtx_pt: Some(97),
-                    mime: "video/vp8".to_owned(),
-                    clock_rate: 90_000,
-                    ..ReceiveCodec::default()
-                }],
-                extensions: ExtensionIds {
-                    mid: Some(4),
-                    ..ExtensionIds::default()
-                },
-                rids: rids.iter().map(|rid| (*rid).to_owned()).collect(),
-                ssrcs: ssrcs.to_vec(),
-                feedback: Feedback::default(),
+        let layers = if rids.is_empty() {
+            vec![(String::new(), 0)]
+        } else {
+            rids.iter()
+                .enumerate()
+                .map(|(layer, rid)| ((*rid).to_owned(), layer))
+                .collect()
+        };
+        let negotiated = ReceiveSection {
+            mid: mid.to_owned(),
+            track: track.into(),
+            kind: Kind::Video,
+            codecs: vec![ReceiveCodec {
+                pt: 96,
+                rtx_pt: Some(97),
+                mime: "video/vp8".to_owned(),
+                clock_rate: 90_000,
+                ..ReceiveCodec::default()
+            }],
+            extensions: ExtensionIds {
+                mid: Some(4),
+                ..ExtensionIds::default()
             },
-            track: 0,
-            rids: if rids.is_empty() {
-                vec![String::new()]
-            } else {
-                rids.iter().map(|rid| (*rid).to_owned()).collect()
-            },
-        }
+            rids: rids.iter().map(|rid| (*rid).to_owned()).collect(),
+            ssrcs: ssrcs.to_vec(),
+            feedback: Feedback::default(),
+        };
+        Section::new(negotiated, 0, layers)
     }
 
     fn named<'a>(mid: &'a [u8], rid: Option<&'a [u8]>, repaired: Option<&'a [u8]>) -> Identity<'a> {
@@ -359,7 +420,7 @@ mod tests {
         let mut demux = Demux::default();
         let ssrcs: Vec<(u32, Option<u32>)> = (0..300).map(|ssrc| (ssrc, None)).collect();
         let mut wide = section("1", "TR_a", &[], &ssrcs);
-        wide.rids = vec![String::new(); 300];
+        wide.layers = vec![(String::new(), 0); 300];
         demux.set_sections(vec![wide]);
         assert_eq!(
             learn(&mut demux, 1_000, 96, &named(b"1", None, None)),

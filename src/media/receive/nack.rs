@@ -11,12 +11,19 @@ use std::time::{Duration, Instant};
 pub const MISSING_MAX: usize = 512;
 /// Most times one packet is asked for: at 5 % loss both ways the chance that all fail is 10^-10.
 const TRIES_MAX: u8 = 10;
-/// Newer packets after which a gap counts as loss at once.
-const REORDER_PACKETS: u64 = 3;
 /// Least time between two requests for one packet; less repeats requests that are being answered.
 const RETRY_MIN: Duration = Duration::from_millis(25);
 /// Oldest packet that is still asked for: a subscriber's jitter buffer has given up by then.
 const AGE_MAX: Duration = Duration::from_secs(2);
+
+/// How far packets may overtake each other before a gap counts as loss: whichever comes first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Reordering {
+    /// Time.
+    pub time: Duration,
+    /// Newer packets.
+    pub packets: u64,
+}
 
 #[derive(Clone, Copy, Debug)]
 struct Missing {
@@ -39,20 +46,22 @@ pub struct Repaired {
 #[derive(Debug)]
 pub struct NackGenerator {
     missing: VecDeque<Missing>,
-    /// Time that reordering may take before a gap counts as loss.
-    reorder: Duration,
+    reordering: Reordering,
+    /// Lowest number that was not asked for yet.
+    unasked: Option<u64>,
     next: Option<Instant>,
     given_up: u64,
     asked: u64,
 }
 
 impl NackGenerator {
-    /// A generator for streams whose packets overtake each other by at most `reorder`.
+    /// A generator for streams whose packets overtake each other that much.
     #[must_use]
-    pub fn new(reorder: Duration) -> Self {
+    pub fn new(reordering: Reordering) -> Self {
         Self {
             missing: VecDeque::new(),
-            reorder,
+            reordering,
+            unasked: None,
             next: None,
             given_up: 0,
             asked: 0,
@@ -93,8 +102,7 @@ impl NackGenerator {
         let count = end.saturating_sub(first);
         if count > MISSING_MAX as u64 {
             self.given_up += count + self.missing.len() as u64;
-            self.missing.clear();
-            self.next = None;
+            self.clear();
             return;
         }
         for sequence in first..end {
@@ -109,7 +117,19 @@ impl NackGenerator {
                 tries: 0,
             });
         }
-        self.schedule(now + self.reorder);
+        if first < end {
+            self.unasked.get_or_insert(first);
+            self.schedule(now + self.reordering.time);
+        }
+    }
+
+    /// A packet above all others arrived: the gaps far enough behind it are losses.
+    pub fn advanced(&mut self, now: Instant, highest: u64) {
+        if let Some(unasked) = self.unasked
+            && highest >= unasked + self.reordering.packets
+        {
+            self.schedule(now);
+        }
     }
 
     fn schedule(&mut self, at: Instant) {
@@ -137,6 +157,13 @@ impl NackGenerator {
         if self.missing.is_empty() {
             self.next = None;
         }
+        if self.unasked == Some(sequence) {
+            self.unasked = self
+                .missing
+                .range(index..)
+                .find(|missing| missing.asked.is_none())
+                .map(|missing| missing.sequence);
+        }
         Repaired {
             round_trip: asked.and_then(|(once, time)| once.then_some(time)),
             was_asked: asked.is_some(),
@@ -147,19 +174,20 @@ impl NackGenerator {
     pub fn clear(&mut self) {
         self.missing.clear();
         self.next = None;
+        self.unasked = None;
     }
 
     /// Collects what is to be asked for now, ascending, and notes that it was. `highest` is the
     /// highest number received. Returns how many were put into `out`; if that is all of it, call
     /// again.
     pub fn due(&mut self, now: Instant, rtt: Duration, highest: u64, out: &mut [u64]) -> usize {
-        self.next = None;
+        self.unasked = None;
         let mut count = 0;
         let mut index = 0;
         let mut next: Option<Instant> = None;
         while let Some(missing) = self.missing.get_mut(index) {
             let is_over = missing.tries >= TRIES_MAX || now > missing.since + AGE_MAX;
-            let at = missing.due_at(now, rtt, self.reorder, highest);
+            let at = missing.due_at(now, rtt, self.reordering, highest);
             if is_over && at <= now {
                 self.missing.remove(index);
                 self.given_up += 1;
@@ -172,7 +200,10 @@ impl NackGenerator {
                 missing.tries += 1;
                 self.asked += 1;
             }
-            let at = missing.due_at(now, rtt, self.reorder, highest);
+            if missing.asked.is_none() {
+                self.unasked.get_or_insert(missing.sequence);
+            }
+            let at = missing.due_at(now, rtt, self.reordering, highest);
             next = Some(next.map_or(at, |next| next.min(at)));
             index += 1;
         }
@@ -182,10 +213,10 @@ impl NackGenerator {
 }
 
 impl Missing {
-    fn due_at(&self, now: Instant, rtt: Duration, reorder: Duration, highest: u64) -> Instant {
+    fn due_at(&self, now: Instant, rtt: Duration, order: Reordering, highest: u64) -> Instant {
         match self.asked {
-            None if highest >= self.sequence + REORDER_PACKETS => now,
-            None => self.since + reorder,
+            None if highest >= self.sequence + order.packets => now,
+            None => self.since + order.time,
             Some(asked) => {
                 let once = (rtt + rtt / 4 + Duration::from_millis(5)).max(RETRY_MIN);
                 // After three failures the path is worse than thought.
@@ -199,7 +230,10 @@ impl Missing {
 mod tests {
     use super::*;
 
-    const REORDER: Duration = Duration::from_millis(10);
+    const REORDER: Reordering = Reordering {
+        time: Duration::from_millis(10),
+        packets: 3,
+    };
     const RTT: Duration = Duration::from_millis(40);
 
     fn due(nack: &mut NackGenerator, now: Instant, highest: u64) -> Vec<u64> {
@@ -213,7 +247,7 @@ mod tests {
         let now = crate::test_epoch();
         let mut nack = NackGenerator::new(REORDER);
         nack.lost(now, 5, 6);
-        assert_eq!(nack.deadline(), Some(now + REORDER));
+        assert_eq!(nack.deadline(), Some(now + REORDER.time));
         assert!(due(&mut nack, now, 6).is_empty());
         let repaired = nack.arrived(now, 5);
         assert!(!repaired.was_asked);

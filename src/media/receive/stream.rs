@@ -12,7 +12,7 @@ use flotilla_model::unit::{Bitrate, Size};
 use crate::codec::{Codec, inspect};
 use crate::discard::Discard;
 use crate::receive::keyframe::KeyFrameRequests;
-use crate::receive::nack::NackGenerator;
+use crate::receive::nack::{NackGenerator, Reordering};
 use crate::receive::report::{Reception, SenderClock, to_ticks};
 use crate::receive::ring::{PAYLOAD_LEN_MAX, Ring, Stored};
 use crate::rtp::extension::Carried;
@@ -132,9 +132,9 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// A layer that has not started. `reorder`: how far its packets may overtake each other.
+    /// A layer that has not started.
     #[must_use]
-    pub fn new(quality: Quality, reorder: Duration) -> Self {
+    pub fn new(quality: Quality, reordering: Reordering) -> Self {
         Self {
             ssrc: 0,
             repair_ssrc: 0,
@@ -142,7 +142,7 @@ impl Stream {
             clock_rate: 90_000,
             generation: 0,
             ring: Ring::empty(),
-            nack: NackGenerator::new(reorder),
+            nack: NackGenerator::new(reordering),
             key_frames: KeyFrameRequests::new(quality),
             reception: Reception::default(),
             clock: None,
@@ -312,6 +312,7 @@ impl Stream {
                 }
                 self.highest = Some(sequence);
                 self.expects_gap = false;
+                self.nack.advanced(now, sequence);
             }
             None => self.highest = Some(sequence),
         }

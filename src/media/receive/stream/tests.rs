@@ -16,7 +16,13 @@ fn arrival(now: Instant, sequence: u16) -> Arrival {
 }
 
 fn stream() -> Stream {
-    Stream::new(Quality::High, Duration::from_millis(10))
+    Stream::new(
+        Quality::High,
+        Reordering {
+            time: Duration::from_millis(10),
+            packets: 3,
+        },
+    )
 }
 
 const DELTA: [u8; 8] = [0x90, 0x80, 0x05, 0x31, 0, 0, 0, 0];

@@ -1,0 +1,73 @@
+//! What the router keeps of a peer: the streams it sends us, and the sections we send it.
+
+use std::time::{Duration, Instant};
+
+use flotilla_model::id::TrackSid;
+
+use crate::forward::parameters::SendSection;
+use crate::index::IdMap;
+use crate::receive::demux::Demux;
+use crate::rtp::twcc::Arrivals;
+use crate::send::congestion::Congestion;
+
+/// Round trip to a publisher assumed until a repair measures it.
+const RTT_DEFAULT: Duration = Duration::from_millis(100);
+
+/// A peer.
+pub struct Peer {
+    /// It can receive.
+    pub is_connected: bool,
+    /// Streams it sends.
+    pub demux: Demux,
+    /// Arrival times of its packets, if it wants to know them.
+    pub arrivals: Option<Arrivals>,
+    /// An SSRC of it, for feedback about all of its streams.
+    pub any_ssrc: u32,
+    /// Sections it receives on.
+    pub sections: Vec<SendSection>,
+    /// Tracks by the SSRC (media or repair) they are sent under.
+    pub sent: IdMap<u32, TrackSid>,
+    /// What its path can take.
+    pub congestion: Congestion,
+    /// When it is sent reception reports next.
+    pub report_at: Instant,
+    /// Bandwidth estimate last reported to it, bits per second.
+    pub remb_bps: u64,
+    rtt: Option<Duration>,
+}
+
+impl Peer {
+    /// A peer of which nothing is known.
+    #[must_use]
+    pub fn new(now: Instant) -> Self {
+        Self {
+            is_connected: false,
+            demux: Demux::default(),
+            arrivals: None,
+            any_ssrc: 0,
+            sections: vec![],
+            sent: IdMap::default(),
+            congestion: Congestion::default(),
+            report_at: now,
+            remb_bps: 0,
+            rtt: None,
+        }
+    }
+
+    /// Round trip of repairs, smoothed.
+    #[must_use]
+    pub fn rtt(&self) -> Duration {
+        self.rtt.unwrap_or(RTT_DEFAULT)
+    }
+
+    /// A repair measured the round trip.
+    pub fn measured(&mut self, sample: Duration) {
+        self.rtt = Some(self.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8));
+    }
+
+    /// Neither publishes nor receives.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.demux.sections().is_empty() && self.sections.is_empty()
+    }
+}
