@@ -317,6 +317,7 @@ impl<'a> Iterator for Fields<'a> {
 }
 
 #[cfg(test)]
+#[expect(deprecated, reason = "the deprecated fields are what is rewritten")]
 mod tests {
     use super::*;
     use livekit_protocol::{DataPacket, UserPacket, data_packet};
