@@ -77,7 +77,7 @@ mod tests {
             (64, 0, Class::Unknown),
             (127, 0, Class::Unknown),
             (128, 111, Class::Rtp),
-            (144, 96 | 0x80, Class::Rtcp),
+            (144, 96 | 0x80, Class::Rtp),
             (144, 111 | 0x80, Class::Rtp),
             (128, 200, Class::Rtcp),
             (129, 223, Class::Rtcp),

@@ -130,7 +130,7 @@ impl Dtls {
             phase: Phase::Listening,
             fingerprint: None,
             reassembly: Reassembly::default(),
-            flight: Flight::default(),
+            flight: Flight::new(flight::INTERVAL_MIN),
             records_in: 0,
             early_bytes: 0,
             late_handshakes: 0,
@@ -236,8 +236,9 @@ impl Dtls {
     fn handle_record(&mut self, now: Instant, record: &Record<'_>) -> Result<bool, Discard> {
         let established = matches!(self.phase, Phase::Unverified(_) | Phase::Connected(_));
         match (record.epoch, record.content) {
-            // Once keys are in use, plain text is stale or forged. The client's repetition of its
-            // last flight is noticed by the encrypted message at its end.
+            // Once keys are in use, plain text is stale or forged; at best it shows that the client
+            // repeats its last flight because it lacks ours.
+            (0, Content::Handshake) if established => Ok(true),
             (0, _) if established => Err(Discard::DtlsRefused),
             (0, Content::Handshake) => self.handle_handshake(now, record.payload),
             (0, Content::ChangeCipherSpec) if record.payload == [1] => {
@@ -358,7 +359,7 @@ impl Dtls {
     fn handle_event(&mut self, now: Instant, event: EndpointEvent) {
         match event {
             EndpointEvent::HandshakeComplete => {
-                self.flight.end();
+                self.flight.mark_last();
                 self.reassembly = Reassembly::default();
                 self.give_up = None;
                 self.phase = match std::mem::replace(&mut self.phase, Phase::Closed) {
@@ -368,6 +369,8 @@ impl Dtls {
                 self.verify(now);
             }
             EndpointEvent::ApplicationData(data) if self.is_connected() => {
+                // The client has our last flight, or it would have no keys.
+                self.flight.end();
                 self.events.push_back(DtlsEvent::Data(data.freeze()));
             }
             // The description may come after the handshake; what the client says until then waits.

@@ -8,7 +8,7 @@
 mod message;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};

@@ -6,6 +6,7 @@
 //! RFC 8831, RFC 8832, RFC 9260.
 
 mod channel;
+mod packet;
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -94,11 +95,11 @@ const PEER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1))
 /// Associations that a client may have begun and not finished. It begins another when the answer to
 /// its first packet was late, and after it lost its state.
 const PENDING_MAX: usize = 3;
-/// Bytes that may wait in the library per stream: what fills a fast and long path.
-const IN_LIBRARY_MAX: usize = 256 * 1024;
-/// Shortest packet: a header and one chunk header.
-const PACKET_LEN_MIN: usize = 16;
-/// Encrypted packets kept until the transport takes them. The library's window is well below.
+/// Bytes that the library gets ahead per stream: what fills a fast and long path. Less for lossy
+/// channels, since what the library has can no longer make room for something newer.
+const IN_LIBRARY_RELIABLE: usize = 256 * 1024;
+const IN_LIBRARY_LOSSY: usize = 64 * 1024;
+/// All channels, in the order of their numbers.
 const CHANNELS: [Channel; 3] = [Channel::Reliable, Channel::Lossy, Channel::DataTrack];
 
 /// One association under way.
@@ -168,9 +169,9 @@ impl Sctp {
 
     /// Takes a decrypted packet.
     pub(super) fn handle(&mut self, now: Instant, packet: Bytes) -> Result<(), Discard> {
-        if packet.len() < PACKET_LEN_MIN {
-            return Err(Discard::Malformed);
-        }
+        let Some(packet) = packet::sanitize(packet)? else {
+            return Ok(());
+        };
         let endpoint = &mut self.endpoint;
         let handled = contain("sctp", || endpoint.handle(now, PEER, None, packet));
         let Ok(handled) = handled else {
@@ -307,14 +308,11 @@ impl Sctp {
             let association = &mut session.association;
             broken |= contain("sctp", || collect(now, association, transmits)).is_err();
         }
+        // Those that failed stay until newer ones push them out: before the client's confirmation the
+        // library calls the good ones closed as well.
         if broken {
             let _ = self.give_up();
         }
-        let (gone, live): (VecDeque<_>, _) = std::mem::take(&mut self.pending)
-            .into_iter()
-            .partition(|s| s.association.is_closed());
-        self.pending = live;
-        gone.iter().for_each(|session| self.forget(session));
     }
 
     fn forget(&mut self, session: &Session) {
@@ -400,9 +398,9 @@ impl Sctp {
 
     fn read(&mut self, now: Instant, association: &mut Association, id: u16) {
         loop {
-            let message = match association.stream(id).map(|mut stream| stream.read_sctp()) {
-                Ok(Ok(Some(message))) => message,
-                _ => return,
+            let read = association.stream(id).map(|mut stream| stream.read_sctp());
+            let Ok(Ok(Some(message))) = read else {
+                return;
             };
             if message.ppi == Ppi::Dcep {
                 if let Ok(bytes) = message.to_payload(self.limits.message_bytes_max) {
@@ -492,9 +490,14 @@ impl Sctp {
                 outgoing.close();
                 continue;
             };
+            let ahead_max = if outgoing.is_reliable() {
+                IN_LIBRARY_RELIABLE
+            } else {
+                IN_LIBRARY_LOSSY
+            };
             while stream
                 .buffered_amount()
-                .is_ok_and(|buffered| buffered < IN_LIBRARY_MAX)
+                .is_ok_and(|ahead| ahead < ahead_max)
             {
                 let Some(message) = outgoing.pop() else {
                     break;

@@ -10,43 +10,65 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-/// First wait; doubles with each repetition. Shorter repairs a loss sooner and, on paths slower
-/// than it, sends flights that were not lost.
-const INTERVAL_MIN: Duration = Duration::from_millis(100);
+/// First wait of ours; doubles with each repetition. Shorter repairs a loss sooner and, on paths
+/// slower than it, sends flights that were not lost.
+pub(super) const INTERVAL_MIN: Duration = Duration::from_millis(100);
 /// Longest wait.
 const INTERVAL_MAX: Duration = Duration::from_millis(800);
 /// Shortest time between two repetitions that the client asks for by repeating itself.
 const REPEAT_MIN: Duration = Duration::from_millis(20);
 /// Repetitions of one flight.
 const REPEATS_MAX: u32 = 50;
+/// Repetitions of the last flight that the client did not ask for. They spare it a wait of its own
+/// when the flight is lost; its first data ends them.
+const UNASKED_MAX: u32 = 3;
 /// Datagrams of one flight; ours have two or three.
 const DATAGRAMS_MAX: usize = 16;
 
 /// A flight under way.
-#[derive(Default)]
 pub(super) struct Flight {
+    interval_min: Duration,
     datagrams: Vec<Bytes>,
     sent: Option<Instant>,
     due: Option<Instant>,
     interval: Duration,
     repeats: u32,
+    is_last: bool,
 }
 
 impl Flight {
+    /// No flight yet; the first repetition of each comes after `interval_min`.
+    pub(super) const fn new(interval_min: Duration) -> Self {
+        Self {
+            interval_min,
+            datagrams: Vec::new(),
+            sent: None,
+            due: None,
+            interval: Duration::ZERO,
+            repeats: 0,
+            is_last: false,
+        }
+    }
+
     /// A new flight was sent; the handshake moved on.
     pub(super) fn begin(&mut self, now: Instant, datagrams: &[Bytes]) {
         self.datagrams.clear();
         self.datagrams
             .extend(datagrams.iter().take(DATAGRAMS_MAX).cloned());
-        self.interval = INTERVAL_MIN;
+        self.interval = self.interval_min;
         self.sent = Some(now);
         self.due = Some(now + self.interval);
         self.repeats = 0;
     }
 
-    /// The handshake is over.
+    /// The flight just begun is the last one.
+    pub(super) const fn mark_last(&mut self) {
+        self.is_last = true;
+    }
+
+    /// The other side has all it needs.
     pub(super) fn end(&mut self) {
-        *self = Self::default();
+        *self = Self::new(self.interval_min);
     }
 
     pub(super) const fn deadline(&self) -> Option<Instant> {
@@ -79,7 +101,8 @@ impl Flight {
         }
         transmits.extend(self.datagrams.iter().cloned());
         self.sent = Some(now);
-        self.due = Some(now + self.interval);
+        let again = !self.is_last || self.repeats < UNASKED_MAX;
+        self.due = again.then(|| now + self.interval);
     }
 }
 
@@ -94,7 +117,7 @@ mod tests {
     #[test]
     fn repeats_with_growing_waits_until_it_ends() {
         let start = Instant::now();
-        let mut flight = Flight::default();
+        let mut flight = Flight::new(INTERVAL_MIN);
         let mut out = VecDeque::new();
         flight.begin(start, &[Bytes::from_static(b"a"), Bytes::from_static(b"b")]);
         let mut now = start;
@@ -116,7 +139,7 @@ mod tests {
     #[test]
     fn repetition_on_demand_is_bounded() {
         let start = Instant::now();
-        let mut flight = Flight::default();
+        let mut flight = Flight::new(INTERVAL_MIN);
         let mut out = VecDeque::new();
         flight.begin(start, &[Bytes::from_static(b"a")]);
         flight.resend_for_repeat(start + ms(5), &mut out);

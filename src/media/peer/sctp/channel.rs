@@ -92,6 +92,10 @@ impl Outgoing {
         Some(message)
     }
 
+    pub(super) const fn is_reliable(&self) -> bool {
+        self.reliable
+    }
+
     pub(super) const fn dropped(&self) -> u64 {
         self.dropped
     }

@@ -77,7 +77,13 @@ fn generate<const N: usize>(
 /// One direction's ciphers.
 pub(super) enum Cipher {
     Gcm { rtp: GcmKey, rtcp: GcmKey },
-    Cm { rtp: CmKey, rtcp: CmKey },
+    /// Boxed: the hash states of its keys take kilobytes.
+    Cm(Box<CmKeys>),
+}
+
+pub(super) struct CmKeys {
+    rtp: CmKey,
+    rtcp: CmKey,
 }
 
 impl Cipher {
@@ -87,17 +93,17 @@ impl Cipher {
                 rtp: GcmKey::new(&keys.rtp)?,
                 rtcp: GcmKey::new(&keys.rtcp)?,
             },
-            Profile::Aes128CmSha1_80 => Self::Cm {
+            Profile::Aes128CmSha1_80 => Self::Cm(Box::new(CmKeys {
                 rtp: CmKey::new(&keys.rtp)?,
                 rtcp: CmKey::new(&keys.rtcp)?,
-            },
+            })),
         })
     }
 
     pub(super) const fn rtp_overhead(&self) -> usize {
         match self {
             Self::Gcm { .. } => GCM_TAG_LEN,
-            Self::Cm { .. } => SHA1_TAG_LEN,
+            Self::Cm(_) => SHA1_TAG_LEN,
         }
     }
 
@@ -126,7 +132,8 @@ impl Cipher {
                     .copy_from_slice(tag.as_ref());
                 Some(len + GCM_TAG_LEN)
             }
-            Self::Cm { rtp, .. } => {
+            Self::Cm(keys) => {
+                let rtp = &keys.rtp;
                 rtp.apply(buf.get_mut(head.len..len)?, head.ssrc, index)?;
                 let (packet, rest) = buf.split_at_mut_checked(len)?;
                 let tag = rtp.tag(packet, &rollover(index));
@@ -154,7 +161,8 @@ impl Cipher {
                     .map_err(|_| Discard::Unauthenticated)?;
                 Ok(head.len + payload.len())
             }
-            Self::Cm { rtp, .. } => {
+            Self::Cm(keys) => {
+                let rtp = &keys.rtp;
                 let len = buf
                     .len()
                     .checked_sub(SHA1_TAG_LEN)
@@ -195,7 +203,8 @@ impl Cipher {
                 *rest.first_chunk_mut()? = word;
                 Some(len + GCM_TAG_LEN + INDEX_WORD_LEN)
             }
-            Self::Cm { rtcp, .. } => {
+            Self::Cm(keys) => {
+                let rtcp = &keys.rtcp;
                 rtcp.apply(buf.get_mut(RTCP_HEAD_LEN..len)?, ssrc, u64::from(index))?;
                 let (packet, rest) = buf.split_at_mut_checked(len)?;
                 let tag = rtcp.tag(packet, &word);
@@ -212,7 +221,7 @@ impl Cipher {
     pub(super) fn rtcp_index_word(&self, packet: &[u8]) -> Option<u32> {
         let after = match self {
             Self::Gcm { .. } => 0,
-            Self::Cm { .. } => SHA1_TAG_LEN,
+            Self::Cm(_) => SHA1_TAG_LEN,
         };
         if packet.len() < RTCP_HEAD_LEN + self.rtcp_overhead() {
             return None;
@@ -242,7 +251,8 @@ impl Cipher {
                     .map_err(|_| Discard::Unauthenticated)?;
                 Ok(RTCP_HEAD_LEN + payload.len())
             }
-            Self::Cm { rtcp, .. } => {
+            Self::Cm(keys) => {
+                let rtcp = &keys.rtcp;
                 let len = buf.len().checked_sub(SHA1_TAG_LEN + INDEX_WORD_LEN);
                 let len = len
                     .filter(|len| *len >= RTCP_HEAD_LEN)
@@ -352,5 +362,125 @@ impl CmKey {
             .zip(tag.as_ref())
             .for_each(|(out, byte)| *out = *byte);
         out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hex(text: &str) -> Vec<u8> {
+        let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
+        let pair = |pair: &[u8]| {
+            let text = std::str::from_utf8(pair).expect("digits are ASCII");
+            u8::from_str_radix(text, 16).expect("digits were picked")
+        };
+        digits.chunks(2).map(pair).collect()
+    }
+
+    fn array<const N: usize>(text: &str) -> [u8; N] {
+        hex(text).try_into().expect("as many as asked for")
+    }
+
+    /// RFC 3711 Appendix B.3.
+    #[test]
+    fn key_derivation_of_rfc_3711() {
+        let keys = SessionKeys::derive(
+            Profile::Aes128CmSha1_80,
+            &hex("E1F97A0D3E018BE0D64FA32C06DE4139"),
+            &hex("0EC675AD498AFEEBB6960B3AABE6"),
+        )
+        .expect("lengths are right");
+        assert_eq!(keys.rtp.key, array("C61E7A93744F39EE10734AFE3FF7A087"));
+        assert_eq!(keys.rtp.salt, array("30CBBC08863D8C85D49DB34A9AE1"));
+        assert_eq!(
+            keys.rtp.auth,
+            array("CEBE321F6FF7716B6FD4AB49AF256A156D38BAA4")
+        );
+    }
+
+    /// RFC 3711 Appendix B.2.
+    #[test]
+    fn keystream_of_rfc_3711() {
+        let key = CmKey::new(&Keys {
+            key: array("2B7E151628AED2A6ABF7158809CF4F3C"),
+            auth: [0; 20],
+            salt: array("F0F1F2F3F4F5F6F7F8F9FAFBFCFD"),
+        })
+        .expect("lengths are right");
+        let mut stream = [0; 48];
+        key.apply(&mut stream, 0, 0).expect("encrypts");
+        assert_eq!(
+            stream,
+            array(
+                "E03EAD0935C95E80E166B16DD92B4EB4 D23513162B02D0F72A43A2FE4A5F97AB
+                 41E95B3BB0A2E8DD477901E4FCA894C0"
+            )
+        );
+    }
+
+    fn rfc_7714() -> Cipher {
+        let mut salt = [0; 14];
+        salt[..12].copy_from_slice(&hex("517569642070726f2071756f"));
+        let keys = || Keys {
+            key: array("000102030405060708090a0b0c0d0e0f"),
+            auth: [0; 20],
+            salt,
+        };
+        let keys = SessionKeys {
+            profile: Profile::Aes128Gcm,
+            rtp: keys(),
+            rtcp: keys(),
+        };
+        Cipher::new(&keys).expect("lengths are right")
+    }
+
+    /// RFC 7714 §16.1.
+    #[test]
+    fn rtp_packet_of_rfc_7714() {
+        let plain = hex(
+            "8040f17b 8041f8d3 5501a0b2 47616c6c 69612065 7374206f 6d6e6973 20646976
+             69736120 696e2070 61727465 73207472 6573",
+        );
+        let sealed = hex(
+            "8040f17b 8041f8d3 5501a0b2 f24de3a3 fb34de6c acba861c 9d7e4bca be633bd5
+             0d294e6f 42a5f47a 51c7d19b 36de3adf 8833899d 7f27beb1 6a9152cf 765ee439 0cce",
+        );
+        let cipher = rfc_7714();
+        let head = RtpHead::parse(&plain).expect("is RTP");
+        let mut buf = plain.clone();
+        buf.resize(plain.len() + GCM_TAG_LEN, 0);
+        let len = cipher.seal_rtp(&mut buf, head, plain.len(), 0xf17b);
+        assert_eq!(len, Some(sealed.len()));
+        assert_eq!(buf, sealed);
+        assert_eq!(cipher.open_rtp(&mut buf, head, 0xf17b), Ok(plain.len()));
+        assert_eq!(buf[..plain.len()], plain);
+    }
+
+    /// RFC 7714 §17.1.
+    #[test]
+    fn rtcp_packet_of_rfc_7714() {
+        let plain = hex(
+            "81c8000d 4d617273 4e545031 4e545032 52545020 0000042a 0000e930 4c756e61
+             deadbeef deadbeef deadbeef deadbeef deadbeef",
+        );
+        let sealed = hex(
+            "81c8000d 4d617273 63e94885 dcdab67c a727d766 2f6b7e99 7ff5c0f7 6c06f32d
+             c676a5f1 730d6fda 4ce09b46 86303ded 0bb9275b c84aa458 96cf4d2f c5abf872
+             45d9eade 800005d4",
+        );
+        let cipher = rfc_7714();
+        let mut buf = plain.clone();
+        buf.resize(sealed.len(), 0);
+        let len = cipher.seal_rtcp(&mut buf, 0x4d61_7273, plain.len(), 0x5d4);
+        assert_eq!(len, Some(sealed.len()));
+        assert_eq!(buf, sealed);
+        let word = cipher.rtcp_index_word(&buf).expect("long enough");
+        assert_eq!(word, 0x8000_05d4);
+        assert_eq!(
+            cipher.open_rtcp(&mut buf, 0x4d61_7273, word),
+            Ok(plain.len())
+        );
+        assert_eq!(buf[..plain.len()], plain);
     }
 }
