@@ -208,12 +208,6 @@ pub fn sif_trailer(room: &RoomSid) -> Vec<u8> {
     [first.to_be_bytes(), second.to_be_bytes()].concat()
 }
 
-/// `livekit.DisconnectReason` number of a reason; the numbers are the same.
-#[must_use]
-pub fn disconnect_reason(reason: LeaveReason) -> i32 {
-    reason as i32
-}
-
 /// A source from its number; unknown ones count as `Unknown`.
 #[must_use]
 pub fn source(number: i32) -> Source {

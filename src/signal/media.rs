@@ -176,6 +176,8 @@ pub enum Event {
         /// Why.
         reason: &'static str,
     },
+    /// The engine was restarted: nothing is left of the session's peers.
+    Lost,
     /// Encodings of a published track are known better.
     TrackDescribed {
         /// Which.

@@ -145,7 +145,8 @@ pub enum Output {
     Media(media::Command),
     /// Hand this to the sessions of the room, here and on other nodes.
     Data(Arc<DataOut>),
-    /// The join is refused: answer the upgrade with this. Only the session's closing follows.
+    /// The join is refused: answer the upgrade with this. The session's closing follows, at once or,
+    /// if the join may still be applied, once it has been undone.
     Refuse(HttpError),
     /// Close something.
     Close(Close),
@@ -242,7 +243,7 @@ impl Session {
             other => match &mut self.phase {
                 Phase::Live(live) => live.handle(&mut self.core, now, other),
                 Phase::Joining(pending) => {
-                    pending.handle(other);
+                    pending.handle(&mut self.core, other);
                     Flow::Stay
                 }
                 Phase::Leaving(_) | Phase::Ended => Flow::Stay,

@@ -4,14 +4,13 @@
 //! [`Claims`] that come out. The time is an argument, so the JWT library is used for its signature
 //! only (RFC 7519, RFC 7515); grants are LiveKit's.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use flotilla_model::id::UnixMillis;
 use flotilla_model::permission::Permission;
-use flotilla_model::track::Source;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -378,12 +377,6 @@ pub fn create(mut claims: Claims, key: &str, secret: &str) -> Result<String, Tok
     token.push('.');
     token.push_str(&signature);
     Ok(token)
-}
-
-/// Sources named in a token; kept beside [`Permission::can_publish_sources`].
-#[must_use]
-pub fn source_names(sources: &BTreeSet<Source>) -> Vec<&'static str> {
-    sources.iter().map(|s| grants::source_name(*s)).collect()
 }
 
 #[cfg(test)]

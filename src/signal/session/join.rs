@@ -3,6 +3,7 @@
 //! The join goes through the log. While it is on its way the room's events pass by already, so the
 //! newest room seen decides what the response shows, and nothing is missed or told twice.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -21,6 +22,7 @@ use super::{CommitError, Input, Output};
 use crate::config::PROTOCOL;
 use crate::connect::{HttpError, JoinParameters};
 use crate::convert;
+use crate::data::DataOut;
 use crate::media;
 use crate::token::RoomConfigClaim;
 
@@ -32,6 +34,9 @@ pub(super) struct Pending {
     newest: Option<Arc<Room>>,
     /// An event said that this session is over already.
     removed: Option<LeaveReason>,
+    /// Data that came for the participant as soon as the room had it. The oldest go first.
+    data: VecDeque<Arc<DataOut>>,
+    data_bytes: usize,
 }
 
 impl Pending {
@@ -74,6 +79,8 @@ impl Pending {
             parameters,
             newest: None,
             removed: None,
+            data: VecDeque::new(),
+            data_bytes: 0,
         }
     }
 
@@ -97,9 +104,20 @@ impl Pending {
     }
 
     /// A client may talk before it has its answer; nothing it could say then makes sense.
-    pub(super) fn handle(&mut self, input: Input<'_>) {
-        if let Input::Snapshot { room: Some(room) } = input {
-            self.newest = Some(Arc::clone(room));
+    pub(super) fn handle(&mut self, core: &mut Core, input: Input<'_>) {
+        match input {
+            Input::Snapshot { room: Some(room) } => self.newest = Some(Arc::clone(room)),
+            Input::Data(message) => {
+                self.data_bytes += message.payload.len();
+                self.data.push_back(message);
+                while self.data_bytes > core.config.limits.data_queue_bytes_max
+                    && let Some(oldest) = self.data.pop_front()
+                {
+                    self.data_bytes -= oldest.payload.len();
+                    core.discards.overflown_data += 1;
+                }
+            }
+            _ => {}
         }
     }
 
@@ -131,6 +149,9 @@ impl Pending {
         core.reply(Message::Join(live.join_response(core)));
         live.refresh_token(core, now);
         live.start_media(core, parameters);
+        for message in std::mem::take(&mut self.data) {
+            live.handle_data_of_others(core, &message);
+        }
         let flow = match self.removed {
             Some(reason) => super::leave::dismiss(core, reason),
             None => Flow::Stay,

@@ -123,6 +123,7 @@ impl Live {
                 tracing::info!(room = %core.room, participant = %core.sid, ?target, reason, "media failed");
                 return self.handle_failed(core, now);
             }
+            Event::Lost => return leave::expel(core, LeaveReason::MediaFailure),
             Event::TrackDescribed { track, codecs } => {
                 self.handle_track_described(core, &track, codecs);
             }

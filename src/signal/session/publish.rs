@@ -38,6 +38,8 @@ pub(super) struct Published {
 #[derive(Debug)]
 struct Own {
     track: Track,
+    /// By which the client knows it until it has the reply.
+    cid: String,
     /// The log has it.
     committed: bool,
     /// The client knows that it has a subscriber.
@@ -109,6 +111,7 @@ impl Live {
         });
         let own = Own {
             track,
+            cid: request.cid,
             committed: false,
             subscriber_told: false,
             wanted: None,
@@ -202,10 +205,7 @@ impl Live {
         match (result, self.published.tracks.get_mut(sid)) {
             (Ok(_), Some(own)) => {
                 own.committed = true;
-                core.reply(Message::TrackPublished(proto::TrackPublishedResponse {
-                    cid: request.cid,
-                    track: Some(convert::track_info(&own.track)),
-                }));
+                send_published(core, request.cid, &own.track);
             }
             // Ended before it began; the log forgets it as well.
             (Ok(_), None) => self.propose_unpublish(core, sid),
@@ -412,9 +412,12 @@ impl Live {
         }
     }
 
-    /// A client that resumes may have missed what layers are wanted.
-    pub(super) fn repeat_qualities(&mut self, core: &mut Core) {
+    /// What a client that resumes may have missed: replies to its requests, and what is wanted.
+    pub(super) fn repeat_published(&mut self, core: &mut Core) {
         for own in self.published.tracks.values() {
+            if own.committed && !own.track.announced {
+                send_published(core, own.cid.clone(), &own.track);
+            }
             send_quality(core, own);
         }
     }
@@ -434,6 +437,13 @@ pub(super) fn handle_own_track_gone(live: &mut Live, core: &mut Core, sid: &Trac
             track_sid: sid.to_string(),
         }));
     }
+}
+
+fn send_published(core: &mut Core, cid: String, track: &Track) {
+    core.reply(Message::TrackPublished(proto::TrackPublishedResponse {
+        cid,
+        track: Some(convert::track_info(track)),
+    }));
 }
 
 /// `Off` is below `Low` here, unlike in its number.

@@ -90,7 +90,7 @@ impl Live {
         self.tell_everything(core);
         self.send_room_update(core, now);
         self.refresh_token(core, now);
-        self.repeat_qualities(core);
+        self.repeat_published(core);
         if !core.single {
             core.media(media::Command::RestartIce);
         }

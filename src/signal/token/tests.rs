@@ -1,7 +1,9 @@
 //! Tokens, good and bad.
 
 use super::*;
+use flotilla_model::track::Source;
 use proptest::prelude::*;
+use std::collections::BTreeSet;
 
 const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
 

@@ -10,7 +10,7 @@ use prost::Message as _;
 /// One thing that happens to one of three seats.
 #[derive(Clone, Debug)]
 enum Step {
-    Ask(u8, Asked),
+    Ask(u8, Box<Asked>),
     Bytes(u8, Vec<u8>),
     Media(u8, MediaStep),
     SignalClosed(u8),
@@ -25,6 +25,7 @@ enum Step {
 enum MediaStep {
     Connected,
     Failed,
+    Lost,
     Described(u8),
     Ended(u8),
     Open,
@@ -136,6 +137,7 @@ fn step() -> impl Strategy<Value = Step> {
     let media = prop_oneof![
         Just(MediaStep::Connected),
         Just(MediaStep::Failed),
+        Just(MediaStep::Lost),
         any::<u8>().prop_map(MediaStep::Described),
         any::<u8>().prop_map(MediaStep::Ended),
         Just(MediaStep::Open),
@@ -143,7 +145,7 @@ fn step() -> impl Strategy<Value = Step> {
         (any::<u8>(), 0..4u8).prop_map(|(track, quality)| MediaStep::Wanted(track, quality)),
     ];
     prop_oneof![
-        12 => (0..3u8, asked()).prop_map(|(seat, asked)| Step::Ask(seat, asked)),
+        12 => (0..3u8, asked()).prop_map(|(seat, asked)| Step::Ask(seat, Box::new(asked))),
         2 => (0..3u8, bytes()).prop_map(|(seat, bytes)| Step::Bytes(seat, bytes)),
         6 => (0..3u8, media).prop_map(|(seat, media)| Step::Media(seat, media)),
         1 => (0..3u8).prop_map(Step::SignalClosed),
@@ -194,7 +196,7 @@ fn take(world: &mut World, seats: &mut [usize; 3], step: Step) {
     let seat = |number: u8| seats[usize::from(number)];
     match step {
         Step::Ask(number, asked) => {
-            let asked = filled(world, asked);
+            let asked = filled(world, *asked);
             world.ask(seat(number), asked);
         }
         Step::Bytes(number, bytes) => {
@@ -210,6 +212,7 @@ fn take(world: &mut World, seats: &mut [usize; 3], step: Step) {
                     target,
                     reason: "test",
                 },
+                MediaStep::Lost => media::Event::Lost,
                 MediaStep::Described(number) => media::Event::TrackDescribed {
                     track: track(world, number),
                     codecs: described("cam", true),

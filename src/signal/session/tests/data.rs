@@ -289,3 +289,25 @@ fn v0_receives_on_its_subscriber_connection() {
     world.media(bob, media::Event::ChannelOpen { target, channel });
     assert_eq!(payloads(&mut world, bob), ["hi"]);
 }
+
+#[test]
+fn what_comes_during_the_join_is_handed_over_after_it() {
+    let (mut world, [alice, ..]) = three();
+    send(
+        &mut world,
+        alice,
+        Channel::Reliable,
+        packet(1, &[], "before"),
+    );
+    let message = std::sync::Arc::clone(&world.data[0]);
+    let dave = world.begin_join(claims("dave"), parameters(true));
+    let now = world.now;
+    world.seats[dave]
+        .session
+        .handle(now, Input::Data(std::sync::Arc::clone(&message)));
+    world.run();
+    world.input(dave, Input::Data(message));
+    let (target, channel) = (Target::Publisher, Channel::Reliable);
+    world.media(dave, media::Event::ChannelOpen { target, channel });
+    assert_eq!(payloads(&mut world, dave), ["before"]);
+}

@@ -245,3 +245,37 @@ fn unknown_sessions_start_over() {
     assert_eq!(leave.reason, proto::DisconnectReason::StateMismatch as i32);
     assert_eq!(leave.action, Action::Reconnect as i32);
 }
+
+#[test]
+fn a_reply_that_got_lost_is_repeated() {
+    let mut world = World::new();
+    let alice = world.enter("alice");
+    world.seats[alice].connected = false;
+    let now = world.now;
+    let request = proto::SignalRequest {
+        message: Some(Asked::AddTrack(microphone())),
+    };
+    let session = &mut world.seats[alice].session;
+    session.handle(now, Input::Request(Box::new(request)));
+    session.handle(now, Input::SignalClosed);
+    world.run();
+    world.seats[alice].take();
+    world.resume(alice, parameters(true));
+    let replies = world.seats[alice].take();
+    assert!(
+        replies
+            .iter()
+            .any(|reply| matches!(reply, Message::TrackPublished(published)
+        if published.cid == "mic"))
+    );
+}
+
+#[test]
+fn without_its_peers_a_session_starts_over() {
+    let mut world = World::new();
+    let alice = world.enter("alice");
+    world.media(alice, media::Event::Lost);
+    let told = leave(&world, alice).expect("told to start over");
+    assert_eq!(told.action, Action::Reconnect as i32);
+    assert!(world.room().participants.is_empty());
+}
