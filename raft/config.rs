@@ -156,7 +156,7 @@ impl GroupConfig {
             snapshot_policy: SnapshotPolicy::LogsSinceLast(self.snapshot_entries),
             max_in_snapshot_log_to_keep: self.log_kept,
             // Small steps: a purge of thousands of keys takes tens of milliseconds.
-            purge_batch_size: 256,
+            purge_batch_size: (self.snapshot_entries / 8).clamp(1, 256),
             enable_pre_vote: Some(true),
             // The committed index is not synced to disk on its own, so a restarted leader must not
             // lead without an election.

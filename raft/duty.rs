@@ -161,6 +161,10 @@ impl Voters {
     fn step(&self, metrics: &Metrics, since: Instant) -> Option<Step> {
         let core = &self.group.core;
         let config = metrics.membership_config.membership();
+        if metrics.membership_config.log_id() != metrics.committed_membership_config.log_id() {
+            // A change is under way.
+            return None;
+        }
         if config.get_joint_config().len() > 1 {
             return Some(Step::Finish);
         }

@@ -243,10 +243,9 @@ mod tests {
     use super::*;
 
     fn state(revision: u64) -> Arc<State> {
-        Arc::new(State {
-            revision: Revision(revision),
-            ..State::default()
-        })
+        let mut state = State::default();
+        state.revision = Revision(revision);
+        Arc::new(state)
     }
 
     fn publish(history: &History, revisions: std::ops::RangeInclusive<u64>) {

@@ -41,7 +41,7 @@ const APPENDS_IN_FLIGHT_MAX: usize = 32;
 /// Bytes of a snapshot per message.
 const SNAPSHOT_CHUNK: usize = 256 << 10;
 /// Largest message between nodes: a full append of the largest commands.
-pub(crate) const MESSAGE_MAX: usize = 96 << 20;
+pub(crate) const MESSAGE_MAX: usize = 32 << 20;
 /// First and longest wait before a peer that cannot be reached is tried again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
 

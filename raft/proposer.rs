@@ -39,8 +39,9 @@ use crate::types::{Batch, Member, Raft};
 pub(crate) const BATCH_COMMANDS_MAX: usize = 512;
 /// Bytes of commands after which a batch is closed.
 pub(crate) const BATCH_BYTES: usize = 256 << 10;
-/// Largest command.
-pub(crate) const COMMAND_MAX: usize = 1 << 20;
+/// Largest command: a failing node's participants move as one. A batch stays below the 8 MiB that the
+/// storage takes as one entry.
+pub(crate) const COMMAND_MAX: usize = 6 << 20;
 /// Batches under way at once. With one, a command waits for up to two rounds; with many, batches
 /// get small and each costs an append and a round of its own.
 const WINDOW: usize = 3;

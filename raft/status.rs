@@ -77,6 +77,9 @@ pub struct Status {
     pub term: u64,
     /// Members by id; voters and learners.
     pub members: Vec<MemberStatus>,
+    /// Whether a change of the members is under way: the node knows of one that is not committed,
+    /// or of two sets of voters that both have to agree.
+    pub changing: bool,
     /// Last entry in the node's log.
     pub last_log: Option<u64>,
     /// Last entry the node knows to be committed.
@@ -130,6 +133,7 @@ impl Group {
             leader: metrics.current_leader,
             term: metrics.current_term,
             members: members(&metrics),
+            changing: changing(&metrics),
             last_log: metrics.last_log_index,
             committed: metrics.local_committed.map(Into::into),
             applied: metrics.last_applied.map(Into::into),
@@ -158,6 +162,12 @@ fn role(metrics: &Metrics) -> Role {
         ServerState::Leader => Role::Leader,
         ServerState::Shutdown => Role::Stopped,
     }
+}
+
+fn changing(metrics: &Metrics) -> bool {
+    let config = &metrics.membership_config;
+    config.log_id() != metrics.committed_membership_config.log_id()
+        || config.membership().get_joint_config().len() > 1
 }
 
 fn members(metrics: &Metrics) -> Vec<MemberStatus> {
