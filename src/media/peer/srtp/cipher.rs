@@ -76,7 +76,10 @@ fn generate<const N: usize>(
 
 /// One direction's ciphers.
 pub(super) enum Cipher {
-    Gcm { rtp: GcmKey, rtcp: GcmKey },
+    Gcm {
+        rtp: GcmKey,
+        rtcp: GcmKey,
+    },
     /// Boxed: the hash states of its keys take kilobytes.
     Cm(Box<CmKeys>),
 }
