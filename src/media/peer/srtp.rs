@@ -60,10 +60,7 @@ const SEND_STREAMS_MAX: usize = 65_536;
 /// The flag in the last word of an SRTCP packet that says it is encrypted.
 const ENCRYPTED: u32 = 1 << 31;
 
-/// Both ends of one connection's SRTP, as the DTLS server has them.
-///
-/// # Errors
-/// `None` if `material` has not [`Profile::material_len`] bytes.
+/// Both ends of one connection's SRTP, as the DTLS server has them. `None` if `material` has not [`Profile::material_len`] bytes.
 #[must_use]
 pub fn server_ends(profile: Profile, material: &[u8]) -> Option<(SrtpSender, SrtpReceiver)> {
     if material.len() != profile.material_len() {

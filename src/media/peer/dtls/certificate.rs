@@ -98,7 +98,8 @@ impl Certificate {
     /// Reads a PEM text with one private key (PKCS#8) and one certificate, in any order.
     ///
     /// # Errors
-    /// [`CertificateError::Pem`] if it is not that.
+    /// [`CertificateError::Pem`] if it is not that, [`CertificateError::Unusable`] if the key is
+    /// another's.
     pub fn from_pem(pem: &str) -> Result<Self, CertificateError> {
         let block = |label: &str| {
             let (begin, end) = (
@@ -120,6 +121,14 @@ impl Certificate {
         let provider: Arc<dyn RTCCryptoProvider> = Arc::new(AwsLcRsProvider::new());
         let inner = rtc_dtls::crypto::Certificate::from_pem(&text, provider.crypto())
             .map_err(|error| CertificateError::Pem(error.to_string()))?;
+        // A certificate holds its public key as it is, whatever stands around it.
+        let key = inner.private_key.signing_key.public_key().bytes;
+        let der = inner.certificate.first().map(|der| der.as_ref());
+        if !der.is_some_and(|der| der.windows(key.len()).any(|part| part == key)) {
+            return Err(CertificateError::Unusable(
+                "the private key is not the certificate's".to_owned(),
+            ));
+        }
         Self::prepare(inner, provider)
     }
 
@@ -215,6 +224,19 @@ mod tests {
         let swapped = format!("{}{}", &pem[at..], &pem[..at]);
         let read = Certificate::from_pem(&swapped).expect("reads");
         assert_eq!(read.fingerprint(), certificate.fingerprint());
+    }
+
+    #[test]
+    fn a_key_of_another_certificate_is_refused() {
+        let pem = || Certificate::generate().and_then(|c| c.to_pem());
+        let (one, two) = (pem().expect("generates"), pem().expect("generates"));
+        let at = |pem: &str| pem.find("-----BEGIN CERTIFICATE").expect("there");
+        let mixed = format!("{}{}", &one[..at(&one)], &two[at(&two)..]);
+        let read = Certificate::from_pem(&mixed);
+        assert!(
+            matches!(read, Err(CertificateError::Unusable(_))),
+            "{read:?}"
+        );
     }
 
     #[test]

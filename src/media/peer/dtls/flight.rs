@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn repeats_with_growing_waits_until_it_ends() {
-        let start = Instant::now();
+        let start = crate::test_epoch();
         let mut flight = Flight::new(INTERVAL_MIN);
         let mut out = VecDeque::new();
         flight.begin(start, &[Bytes::from_static(b"a"), Bytes::from_static(b"b")]);
@@ -138,7 +138,7 @@ mod tests {
 
     #[test]
     fn repetition_on_demand_is_bounded() {
-        let start = Instant::now();
+        let start = crate::test_epoch();
         let mut flight = Flight::new(INTERVAL_MIN);
         let mut out = VecDeque::new();
         flight.begin(start, &[Bytes::from_static(b"a")]);

@@ -225,7 +225,7 @@ impl Net {
 }
 
 fn connected(profiles: &[SrtpProtectionProfile], mtu: usize) -> Net {
-    let now = Instant::now();
+    let now = crate::test_epoch();
     let client = Client::new(now, profiles, mtu);
     let server = server(now, &client);
     let mut net = Net::new(now, client, server, 0.0, 1);
@@ -239,7 +239,7 @@ fn every_handshake_survives_loss() {
     for (percent, p99_max) in [(0, 150), (5, 450), (10, 700), (20, 1000)] {
         let mut times = Vec::new();
         for seed in 0..200 {
-            let now = Instant::now();
+            let now = crate::test_epoch();
             let client = Client::new(now, &BOTH, 1200);
             let server = server(now, &client);
             let mut net = Net::new(now, client, server, f64::from(percent) / 100.0, seed);
@@ -346,7 +346,7 @@ fn data_flows_both_ways() {
 
 #[test]
 fn another_certificate_is_refused() {
-    let now = Instant::now();
+    let now = crate::test_epoch();
     let client = Client::new(now, &BOTH, 1200);
     let mut server = Dtls::new(certificate());
     server.set_fingerprint(now, Fingerprint([1; 32]));
@@ -367,7 +367,7 @@ fn another_certificate_is_refused() {
 
 #[test]
 fn a_description_may_come_after_the_handshake() {
-    let now = Instant::now();
+    let now = crate::test_epoch();
     let client = Client::new(now, &BOTH, 1200);
     let fingerprint = client.fingerprint;
     let mut net = Net::new(now, client, Dtls::new(certificate()), 0.0, 1);
@@ -445,7 +445,7 @@ fn a_session_continues_on_another_node() {
 
 #[test]
 fn broken_snapshots_are_refused() {
-    let now = Instant::now();
+    let now = crate::test_epoch();
     let snapshot = connected(&BOTH, 1200).server.export().expect("connected");
     for len in 0..snapshot.0.len() {
         let cut = DtlsSnapshot::from_bytes(snapshot.0[..len].to_vec());
@@ -477,7 +477,7 @@ fn a_lost_last_flight_is_sent_again() {
 
 #[test]
 fn a_handshake_that_stops_is_given_up() {
-    let now = Instant::now();
+    let now = crate::test_epoch();
     let client = Client::new(now, &BOTH, 1200);
     let mut server = server(now, &client);
     server.handle(now, &client.out[0]).expect("a ClientHello");
@@ -521,7 +521,7 @@ fn plain_text_after_the_handshake_changes_nothing() {
 fn damaged_handshakes_do_no_harm() {
     let mut rng = ChaCha8Rng::seed_from_u64(3);
     for round in 0..300_u64 {
-        let now = Instant::now();
+        let now = crate::test_epoch();
         let client = Client::new(now, &BOTH, if round % 2 == 0 { 1200 } else { 120 });
         let server = server(now, &client);
         let mut net = Net::new(now, client, server, 0.05, round);
@@ -569,7 +569,7 @@ proptest! {
                 assert!(net.server.is_connected());
             });
         } else {
-            let now = Instant::now();
+            let now = crate::test_epoch();
             let client = Client::new(now, &BOTH, 1200);
             let mut server = server(now, &client);
             let _ = server.handle(now, &datagram);

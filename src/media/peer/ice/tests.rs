@@ -102,7 +102,7 @@ fn answer(agent: &mut IceAgent, to: SocketAddr) -> Message {
 
 #[test]
 fn a_check_is_answered_with_its_address() {
-    let now = Instant::now();
+    let now = crate::test_epoch();
     let (mut agent, local, _) = agent(now);
     for from in [
         address(5000),
@@ -126,7 +126,7 @@ fn a_check_is_answered_with_its_address() {
 
 #[test]
 fn the_last_nomination_counts() {
-    let now = Instant::now();
+    let now = crate::test_epoch();
     let (mut agent, local, _) = agent(now);
     let first = agent.handle(now, address(1), &Check::new(&local, true).bytes());
     assert_eq!(first, Ok(Some(IceChange::Connected)));
@@ -151,7 +151,7 @@ fn the_last_nomination_counts() {
 
 #[test]
 fn bad_checks_are_refused_in_silence() {
-    let now = Instant::now();
+    let now = crate::test_epoch();
     let (mut agent, local, _) = agent(now);
     let good = Check::new(&local, true).bytes();
     let mut wrong = local.clone();
@@ -187,7 +187,7 @@ fn bad_checks_are_refused_in_silence() {
 
 #[test]
 fn nothing_behind_the_signature_is_believed() {
-    let now = Instant::now();
+    let now = crate::test_epoch();
     let (mut agent, local, _) = agent(now);
     let mut message = Message::new();
     message
@@ -211,7 +211,7 @@ fn nothing_behind_the_signature_is_believed() {
 
 #[test]
 fn role_conflict_and_unknown_attributes_are_answered_with_errors() {
-    let now = Instant::now();
+    let now = crate::test_epoch();
     let (mut agent, local, _) = agent(now);
     for (typ, code) in [(ATTR_ICE_CONTROLLED, 487), (AttrType(0x7777), 420)] {
         let mut check = Check::new(&local, true);
@@ -237,7 +237,7 @@ fn role_conflict_and_unknown_attributes_are_answered_with_errors() {
 
 #[test]
 fn silence_disconnects_then_fails() {
-    let start = Instant::now();
+    let start = crate::test_epoch();
     let (mut agent, local, _) = agent(start);
     assert_eq!(agent.state(), IceState::Waiting);
     let check = Check::new(&local, true).bytes();
@@ -262,7 +262,7 @@ fn silence_disconnects_then_fails() {
 
 #[test]
 fn a_client_that_never_checks_fails() {
-    let start = Instant::now();
+    let start = crate::test_epoch();
     let (mut agent, _, _) = agent(start);
     assert_eq!(agent.handle_timeout(start + Duration::from_secs(29)), None);
     assert_eq!(
@@ -273,7 +273,7 @@ fn a_client_that_never_checks_fails() {
 
 #[test]
 fn a_restart_keeps_the_old_path_until_the_new_one_is_nominated() {
-    let now = Instant::now();
+    let now = crate::test_epoch();
     let (mut agent, old, mut rng) = agent(now);
     agent
         .handle(now, address(1), &Check::new(&old, true).bytes())
@@ -307,7 +307,7 @@ fn a_restart_keeps_the_old_path_until_the_new_one_is_nominated() {
 
 #[test]
 fn restarts_that_are_not_finished_do_not_pile_up() {
-    let now = Instant::now();
+    let now = crate::test_epoch();
     let (mut agent, first, mut rng) = agent(now);
     for _ in 0..5 {
         agent.restart(now, &mut rng);
@@ -319,7 +319,7 @@ fn restarts_that_are_not_finished_do_not_pile_up() {
 
 #[test]
 fn ufrag_is_read_from_a_request_alone() {
-    let now = Instant::now();
+    let now = crate::test_epoch();
     let (agent, local, _) = agent(now);
     let request = Check::new(agent.local(), true).bytes();
     assert_eq!(request_ufrag(&request), Some(local.ufrag.as_str()));
@@ -351,7 +351,7 @@ proptest! {
         bytes in proptest::collection::vec(any::<u8>(), 0..200),
         keep in 0_usize..60,
     ) {
-        let now = Instant::now();
+        let now = crate::test_epoch();
         let (mut agent, local, _) = agent(now);
         let _ = request_ufrag(&bytes);
         prop_assert!(agent.handle(now, address(1), &bytes).is_err());

@@ -161,7 +161,7 @@ struct Net {
 
 impl Net {
     fn new(plan: ChannelPlan, loss: f64) -> Self {
-        let now = Instant::now();
+        let now = crate::test_epoch();
         Self {
             now,
             client: Client::new(now),

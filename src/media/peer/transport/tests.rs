@@ -61,7 +61,7 @@ struct Call {
 
 impl Call {
     fn new(plan: ChannelPlan, loss: f64, seed: u64) -> Self {
-        let now = Instant::now();
+        let now = crate::test_epoch();
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut server = Transport::new(&config(plan), &mut rng);
         let dtls = dtls::tests::Client::new(now, &PROFILES, 1200);
@@ -226,6 +226,14 @@ fn remote(client: &dtls::tests::Client) -> RemoteParameters {
         fingerprint: client.fingerprint,
         setup: Setup::Active,
     }
+}
+
+#[test]
+fn a_transport_moves_to_its_thread_and_a_certificate_is_shared() {
+    fn moves<T: Send>() {}
+    fn is_shared<T: Send + Sync>() {}
+    moves::<Transport>();
+    is_shared::<Certificate>();
 }
 
 #[test]
