@@ -210,7 +210,11 @@ impl Engine {
 
     /// Lets time pass. To be called no later than [`Self::deadline`]; harmless before.
     pub fn handle_timeout(&mut self, now: Instant) {
-        while let Some(id) = self.schedule.pop_due(now) {
+        // Whoever is due again at once waits for the next call, after the shell has sent.
+        for _ in 0..self.schedule.len() {
+            let Some(id) = self.schedule.pop_due(now) else {
+                break;
+            };
             let Some(peer) = self.peers.get_mut(&id) else {
                 continue;
             };
@@ -456,3 +460,6 @@ impl Engine {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

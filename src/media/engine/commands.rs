@@ -9,6 +9,7 @@ use flotilla_model::track::Track;
 use super::Engine;
 use super::peer::Peer;
 use crate::command::{Channel, Command, PeerId, PeerRole, Settings};
+use crate::discard::Discard;
 use crate::event::Event;
 use crate::peer::sctp::SendError;
 
@@ -26,7 +27,7 @@ impl Engine {
             Command::Offer { peer, id, sdp } => self.take_offer(now, peer, id, &sdp),
             Command::Answer { peer, id, sdp } => self.take_answer(now, peer, id, &sdp),
             Command::RestartIce { peer } => self.restart_ice(now, peer),
-            Command::Candidate { .. } => self.candidates += 1,
+            Command::Candidate { candidate, .. } => self.take_candidate(&candidate),
             Command::Publish { peer, track, epoch } => self.publish(now, peer, track, epoch),
             Command::Unpublish { track } => self.unpublish(now, &track),
             Command::SetMuted { track, muted } => self.router.set_muted(now, &track, muted),
@@ -159,6 +160,16 @@ impl Engine {
                 .insert(peer.transport.local_credentials().ufrag.clone(), id);
             peer.negotiation.restart(now);
             self.advance(now, id);
+        }
+    }
+
+    /// A lite agent learns addresses from checks; an empty candidate is the end of them.
+    fn take_candidate(&mut self, candidate: &str) {
+        let value = candidate.strip_prefix("a=").unwrap_or(candidate);
+        if value.is_empty() || value.starts_with("candidate:") {
+            self.candidates += 1;
+        } else {
+            self.discards.add(Discard::Malformed);
         }
     }
 

@@ -20,6 +20,10 @@ impl Schedule {
         self.heap.push(Reverse((at, peer)));
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.heap.len()
+    }
+
     /// The earliest entry, which may turn out not to count.
     pub(super) fn next(&self) -> Option<Instant> {
         self.heap.peek().map(|Reverse((at, _))| *at)

@@ -515,10 +515,15 @@ impl Negotiation {
 impl Section {
     /// The section could carry the track to the client.
     fn takes(&self, wanted: &Wanted) -> bool {
+        self.is_slot(wanted.kind) && self.has_codec(wanted.format)
+    }
+
+    /// The client receives this kind here, and only receives.
+    fn is_slot(&self, kind: Kind) -> bool {
         !self.rejected
-            && self.media.kind() == Some(wanted.kind)
+            && self.media.kind() == Some(kind)
             && self.direction.receives()
-            && self.has_codec(wanted.format)
+            && self.receive.is_none()
     }
 
     /// The section can carry this format; any, if it is not known yet.

@@ -182,9 +182,11 @@ impl Negotiation {
             let was = std::mem::replace(&mut old.slot, Slot::Free { since: 0 });
             section.slot = match was {
                 // The client no longer receives here: the track must find another place.
-                Slot::Bound(_) if !section.direction.receives() => Slot::Free {
-                    since: self.version,
-                },
+                Slot::Bound(_) if !section.direction.receives() || section.receive.is_some() => {
+                    Slot::Free {
+                        since: self.version,
+                    }
+                }
                 was => was,
             };
         }
@@ -300,10 +302,10 @@ impl Negotiation {
 
     /// Sections that the client receives this kind on.
     fn slots(&self, kind: Kind) -> usize {
-        let usable = |section: &&Section| {
-            !section.rejected && section.media.kind() == Some(kind) && section.direction.receives()
-        };
-        self.sections.iter().filter(usable).count()
+        self.sections
+            .iter()
+            .filter(|section| section.is_slot(kind))
+            .count()
     }
 
     /// More sections could carry the track: the client has shown no section of the kind yet, or one

@@ -569,6 +569,19 @@ fn a_section_without_a_known_codec_is_refused_alone() {
     assert_eq!(answer.sections[1].direction, Direction::RecvOnly);
 }
 
+#[test]
+fn a_section_on_which_the_client_sends_carries_nothing_back() {
+    let mut bench = Bench::new(PeerRole::Single);
+    bench.subscribe("TR_VC1", Kind::Video);
+    let (answer, written) = bench.offer(&captures::JS_V0_DATA.replace("a=sendonly", "a=sendrecv"));
+    assert_eq!(answer.sections[0].direction, Direction::RecvOnly);
+    assert!(written.mid_to_track.is_empty());
+    assert_eq!(
+        bench.due(),
+        Some(Due::SectionsNeeded { audio: 0, video: 1 })
+    );
+}
+
 /// What a v0 client answers to an offer: everything taken.
 fn client_answer(
     offer: &Description,
