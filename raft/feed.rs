@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use crate::stop::stopped;
 
 /// Changes kept. Rises: slower readers and longer broken watch streams can resume, memory rises.
-pub const HISTORY_MAX: usize = 8192;
+pub const HISTORY_MAX: usize = 4096;
 
 /// One applied command.
 #[derive(Clone, Debug)]
@@ -30,14 +30,15 @@ pub struct Change {
     pub at: UnixMillis,
     /// What happened, in order; may be empty.
     pub events: Vec<Event>,
-    /// The state right after it.
+    /// The state right after its log entry: after this change and those that share the entry.
+    /// Without the remembered requests, which nobody but the state machine needs.
     pub state: Arc<State>,
 }
 
 /// What is applied here.
 #[derive(Clone, Debug)]
 pub struct Applied {
-    /// The state.
+    /// The state, without the remembered requests.
     pub state: Arc<State>,
     /// Index of the last log entry in it; `None`: none yet.
     pub log_index: Option<u64>,

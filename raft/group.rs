@@ -129,6 +129,10 @@ impl Group {
         let raft = Raft::new(config.node, settings, network.clone(), log, machine)
             .await
             .map_err(|error| StartError::Data(error.to_string()))?;
+        // Once the core answers, the metrics show what was loaded, membership included.
+        raft.with_raft_state(|_| ())
+            .await
+            .map_err(|error| StartError::Data(error.to_string()))?;
         let (queue, queued) = mpsc::channel(PENDING_MAX);
         let (reads, waiting) = mpsc::channel(READS_MAX);
         let core = Arc::new(Core {
@@ -310,7 +314,7 @@ impl Group {
         self.core.history.since(after, CHANGES_MAX)
     }
 
-    /// Hash of the newest state applied here; equal on all nodes at equal revisions. Takes as long
+    /// Hash of the newest state applied here; equal on all nodes at equal log indices. Takes as long
     /// as encoding the state, on a thread of its own.
     pub async fn state_hash(&self) -> StateHash {
         let applied = self.applied();

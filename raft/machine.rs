@@ -13,6 +13,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use flotilla_model::State;
 use flotilla_model::encoding::{decode_entry, decode_snapshot, encode_snapshot};
 use flotilla_model::id::{RequestId, UnixMillis};
+use flotilla_model::request::Requests;
 use flotilla_storage::SnapshotStore;
 use futures_util::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine};
@@ -84,6 +85,7 @@ impl Machine {
     fn apply_batch(&mut self, id: LogId, batch: &Batch, chunk: &mut Chunk) -> io::Result<()> {
         // The same on every node, because `self.at` is part of the state that snapshots carry.
         self.at = self.at.max(batch.at);
+        let mut events = Vec::with_capacity(batch.commands.len());
         for command in &batch.commands {
             let mut entry = decode_entry(command).map_err(|error| {
                 io::Error::new(
@@ -92,19 +94,23 @@ impl Machine {
                 )
             })?;
             entry.at = self.at;
-            let before = self.state.revision;
             let applied = self.state.apply(&entry);
-            if self.state.revision != before {
-                chunk.changes.push(Arc::new(Change {
-                    revision: self.state.revision,
-                    log_index: id.index,
-                    at: self.at,
-                    events: applied.events,
-                    state: Arc::new(self.state.clone()),
-                }));
-            }
+            events.push((self.state.revision, applied.events));
             chunk.results.push((entry.request, applied.result));
         }
+        // One copy per entry, not per command: while nobody holds a copy, maps change in place.
+        let state = Arc::new(shown(&self.state));
+        chunk
+            .changes
+            .extend(events.into_iter().map(|(revision, events)| {
+                Arc::new(Change {
+                    revision,
+                    log_index: id.index,
+                    at: self.at,
+                    events,
+                    state: Arc::clone(&state),
+                })
+            }));
         let size = u64::try_from(batch.size()).unwrap_or(u64::MAX);
         self.progress
             .bytes_since_snapshot
@@ -200,7 +206,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
         self.history.replace(Applied {
-            state: Arc::new(self.state.clone()),
+            state: Arc::new(shown(&self.state)),
             log_index: self.applied.map(|id| id.index),
             at,
         });
@@ -245,6 +251,14 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
             snapshot: data,
         })
     }
+}
+
+/// What readers get: the state without the remembered requests. They are most of what changes with
+/// every command; as long as only the machine has them, they change in place.
+fn shown(state: &State) -> State {
+    let mut shown = state.clone();
+    shown.requests = Requests::default();
+    shown
 }
 
 async fn blocking<T: Send + 'static>(

@@ -109,7 +109,7 @@ pub struct StateHash {
     pub revision: Revision,
     /// Last log entry in it.
     pub log_index: Option<u64>,
-    /// The hash; nodes with equal revisions have equal hashes.
+    /// The hash; nodes with equal log indices have equal hashes.
     pub hash: u64,
 }
 
