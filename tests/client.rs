@@ -128,7 +128,7 @@ impl Client {
         let peers = peer::Peers::new(&options, packet_in, message_in, up).await?;
         let channels = peers.channels.clone();
         let driver = tokio::spawn(drive(Driver {
-            publishes: options.publishes,
+            offers: options.publishes,
             socket,
             peers,
             responses: responses.clone(),
@@ -252,13 +252,13 @@ struct Driver {
     publishes: mpsc::Receiver<Publish>,
     waiting: HashMap<String, Publish>,
     ping: tokio::time::Interval,
-    publishes: bool,
+    offers: bool,
 }
 
 /// Owns the negotiation: server messages, requests and publications, one at a time.
 async fn drive(mut driver: Driver) -> Result<()> {
     // The data channels of the publisher connection need an offer of their own at the start.
-    if driver.publishes {
+    if driver.offers {
         let offer = driver.peers.offer().await?;
         driver.socket.send(Ask::Offer(offer)).await?;
     }

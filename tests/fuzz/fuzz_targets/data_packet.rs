@@ -1,0 +1,7 @@
+//! Fuzz target `data_packet`; see `targets.rs`.
+#![no_main]
+
+#[path = "../targets.rs"]
+mod targets;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::target("data_packet")(data));

@@ -1,0 +1,204 @@
+//! One function per parser and per stateful core that reads bytes of others: none may panic.
+//!
+//! `cargo fuzz` drives them (`tests/fuzz/fuzz_targets`); `tests/corpus.rs` replays the corpus and
+//! random mutations of it with plain stable Rust.
+
+use std::time::{Duration, Instant};
+
+use flotilla_media::engine::{Engine, EngineConfig};
+use flotilla_media::peer::dtls::Certificate;
+use flotilla_media::{codec, peer, rtp};
+use flotilla_model::encoding;
+use flotilla_model::id::{BootId, Identity, NodeId, UnixMillis};
+use flotilla_signal::config::SessionConfig;
+use flotilla_signal::connect::Endpoint;
+use flotilla_signal::data::packet;
+use flotilla_signal::id_source::IdSource;
+use flotilla_signal::room_service::{ApiRequest, Format};
+use flotilla_signal::token::{Claims, Keys};
+use flotilla_signal::{connect, room_service, token, wire};
+
+/// A target: name and function.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All of them; the corpus has a folder for each.
+pub const TARGETS: &[Target] = &[
+    ("signal_binary", signal_binary),
+    ("signal_text", signal_text),
+    ("join_request", join_request),
+    ("upgrade_query", upgrade_query),
+    ("token", verify_token),
+    ("data_packet", data_packet),
+    ("room_service", room_service_call),
+    ("log_entry", log_entry),
+    ("snapshot", snapshot),
+    ("sdp", sdp),
+    ("datagrams", datagrams),
+    ("rtp", rtp_packet),
+    ("rtcp", rtcp_compound),
+    ("payload", payload),
+];
+
+/// The target of this name.
+///
+/// # Panics
+/// If there is none.
+#[must_use]
+pub fn target(name: &str) -> fn(&[u8]) {
+    TARGETS.iter().find(|(known, _)| *known == name).expect("the target exists").1
+}
+
+const BYTES_MAX: usize = 2 << 20;
+
+fn keys() -> Keys {
+    Keys::new(vec![("devkey".to_owned(), "secret".to_owned())])
+}
+
+fn signal_binary(bytes: &[u8]) {
+    let _ = wire::Codec::new(BYTES_MAX).decode_binary(bytes);
+}
+
+fn signal_text(bytes: &[u8]) {
+    let _ = wire::Codec::new(BYTES_MAX).decode_text(bytes);
+}
+
+fn join_request(bytes: &[u8]) {
+    let _ = connect::decode_join_request(bytes, 1 << 20);
+}
+
+fn upgrade_query(bytes: &[u8]) {
+    let Ok(query) = std::str::from_utf8(bytes) else { return };
+    let config = SessionConfig::new(NodeId(1), keys());
+    for endpoint in [Endpoint::V0, Endpoint::V1] {
+        let _ = connect::connect(endpoint, query, None, &config, UnixMillis(0));
+    }
+}
+
+fn verify_token(bytes: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        let _ = token::verify(text, &keys(), UnixMillis(0));
+    }
+}
+
+fn data_packet(bytes: &[u8]) {
+    let seen = packet::inspect(bytes);
+    let with = packet::Rewrite {
+        lossy: false,
+        identity: "somebody",
+        sid: "PA_x",
+        sequence: 7,
+        destinations: &[Identity::from("other")],
+    };
+    if let Ok(written) = packet::rewrite(bytes, &with) {
+        let again = packet::inspect(&written).expect("what we wrote can be read");
+        assert_eq!(again.participant_identity, "somebody");
+        assert_eq!(again.sequence, 7);
+        assert!(seen.is_ok() || !again.destinations.is_empty());
+    }
+}
+
+fn room_service_call(bytes: &[u8]) {
+    let Some((first, body)) = bytes.split_first() else { return };
+    let methods = [
+        "CreateRoom",
+        "ListRooms",
+        "DeleteRoom",
+        "ListParticipants",
+        "GetParticipant",
+        "RemoveParticipant",
+        "MutePublishedTrack",
+        "UpdateParticipant",
+        "UpdateSubscriptions",
+        "SendData",
+        "UpdateRoomMetadata",
+    ];
+    let mut claims = Claims::default();
+    claims.video.room_create = true;
+    claims.video.room_list = true;
+    claims.video.room_admin = true;
+    claims.video.room = "room".to_owned();
+    let request = ApiRequest {
+        method: methods[usize::from(first >> 1) % methods.len()],
+        format: if first & 1 == 0 { Format::Protobuf } else { Format::Json },
+        body,
+        claims: &claims,
+        config: &SessionConfig::new(NodeId(1), keys()),
+        now: UnixMillis(0),
+    };
+    let _ = room_service::parse(&request, &mut IdSource::new([7; 32]));
+}
+
+fn log_entry(bytes: &[u8]) {
+    if let Ok(entry) = encoding::decode_entry(bytes) {
+        let written = encoding::encode_entry(&entry);
+        assert_eq!(encoding::decode_entry(&written).expect("what we wrote can be read"), entry);
+        let mut state = flotilla_model::State::default();
+        let _ = state.apply(&entry);
+    }
+}
+
+fn snapshot(bytes: &[u8]) {
+    if let Ok(state) = encoding::decode_snapshot(bytes) {
+        let _ = encoding::state_hash(&state);
+    }
+}
+
+fn sdp(bytes: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        let _ = peer::sdp::parse::parse(text);
+    }
+}
+
+/// A whole engine on a virtual clock; the input is a list of datagrams, each after its length byte
+/// pair, with a pause after it.
+fn datagrams(bytes: &[u8]) {
+    let start = Instant::now();
+    let mut now = start;
+    let certificate = std::sync::Arc::new(Certificate::generate().expect("a certificate"));
+    let here = "127.0.0.1:7882".parse().expect("an address");
+    let config = EngineConfig::new(
+        NodeId(1),
+        BootId(1),
+        [1; 32],
+        certificate,
+        vec![here],
+        [2; 32],
+    );
+    let mut engine = Engine::new(now, config);
+    let mut rest = bytes;
+    while let [high, low, pause, tail @ ..] = rest {
+        let length = (usize::from(*high) << 8 | usize::from(*low)).min(tail.len()).min(2048);
+        let (datagram, after) = tail.split_at(length);
+        rest = after;
+        let from = std::net::SocketAddr::from(([127, 0, 0, 1], 1000 + u16::from(*pause)));
+        engine.handle_datagram(now, from, &mut datagram.to_vec());
+        now += Duration::from_millis(u64::from(*pause));
+        if engine.deadline().is_some_and(|deadline| deadline <= now) {
+            engine.handle_timeout(now);
+        }
+        while engine.poll_event().is_some() {}
+        engine.transmits().clear();
+    }
+}
+
+fn rtp_packet(bytes: &[u8]) {
+    if let Ok(header) = rtp::packet::Header::parse(bytes) {
+        assert!(header.payload.end <= bytes.len() && header.payload.start <= header.payload.end);
+    }
+    for profile in [0xbede, 0x1000] {
+        let _ = rtp::extension::elements(profile, bytes).count();
+    }
+}
+
+fn rtcp_compound(bytes: &[u8]) {
+    let _ = rtp::rtcp::packets(bytes).count();
+    let _ = rtp::twcc::read(bytes, |_, _| {});
+}
+
+fn payload(bytes: &[u8]) {
+    let Some((first, rest)) = bytes.split_first() else { return };
+    if let Some(codec) = codec::Codec::from_number(first % 6) {
+        let _ = codec::inspect(codec, rest);
+    }
+    let _ = codec::opus::duration(rest);
+}
