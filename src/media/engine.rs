@@ -192,7 +192,9 @@ impl Engine {
             Class::Rtcp => self.handle_rtcp(now, from, bytes),
             Class::Relay => {
                 let mut wire = PeerWire::new(&mut self.peers, &mut self.transmits);
-                self.router.handle_relay(now, from, bytes, &mut wire)
+                // The router counts what it refuses.
+                let _ = self.router.handle_relay(now, from, bytes, &mut wire);
+                Ok(())
             }
             Class::Stun => self.handle_stun(now, from, bytes),
             Class::Dtls => self.handle_dtls(now, from, bytes),
@@ -297,8 +299,10 @@ impl Engine {
         let receiver = peer.transport.receiver().ok_or(Discard::NotConnected)?;
         let len = receiver.unprotect_rtp(bytes)?;
         let mut wire = PeerWire::new(&mut self.peers, &mut self.transmits);
-        self.router
-            .handle_rtp(now, id, &mut bytes[..len], &mut wire)
+        let _ = self
+            .router
+            .handle_rtp(now, id, &mut bytes[..len], &mut wire);
+        Ok(())
     }
 
     fn handle_rtcp(
@@ -312,7 +316,8 @@ impl Engine {
         let receiver = peer.transport.receiver().ok_or(Discard::NotConnected)?;
         let len = receiver.unprotect_rtcp(bytes)?;
         let mut wire = PeerWire::new(&mut self.peers, &mut self.transmits);
-        self.router.handle_rtcp(now, id, &bytes[..len], &mut wire)
+        let _ = self.router.handle_rtcp(now, id, &bytes[..len], &mut wire);
+        Ok(())
     }
 
     fn handle_stun(&mut self, now: Instant, from: SocketAddr, bytes: &[u8]) -> Result<(), Discard> {

@@ -463,6 +463,18 @@ impl Client {
         buffer
     }
 
+    /// The same for RTCP.
+    pub(super) fn seal_rtcp(&mut self, packet: &[u8]) -> Vec<u8> {
+        let mut buffer = packet.to_vec();
+        buffer.resize(packet.len() + 32, 0);
+        let (sender, _) = self.srtp.as_mut().expect("connected");
+        let len = sender
+            .protect_rtcp(&mut buffer, packet.len())
+            .expect("a good packet");
+        buffer.truncate(len);
+        buffer
+    }
+
     fn deadline(&self) -> Option<Instant> {
         let sctp = self.sctp.as_ref().and_then(sctp::tests::Client::deadline);
         let dtls = self.dtls.deadline().filter(|_| self.checked);
