@@ -420,9 +420,8 @@ impl Core {
     pub(crate) async fn commit(&self, change: ChangeMembers<NodeId, Member>, retain: bool) -> Done {
         let text = change.to_string();
         let written = self.raft.change_membership(change, retain);
-        let written = match timeout(self.config.propose_timeout, written).await {
-            Ok(written) => written,
-            Err(_) => return Done::Busy("a majority does not confirm the change".to_owned()),
+        let Ok(written) = timeout(self.config.propose_timeout, written).await else {
+            return Done::Busy("a majority does not confirm the change".to_owned());
         };
         match written {
             Ok(_) => {

@@ -349,7 +349,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         let call = async {
             let request = self.request(proto::VoteRequest::from(request));
             let response = within(deadline, self.client()?.vote(request)).await?;
-            Ok(response.try_into()?)
+            response.try_into()
         };
         call.await
             .map_err(|status: Status| self.failed(RPCTypes::Vote, deadline, &status))
@@ -364,7 +364,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         let call = async {
             let request = self.request(proto::VoteRequest::from(request));
             let response = within(deadline, self.client()?.pre_vote(request)).await?;
-            Ok(response.try_into()?)
+            response.try_into()
         };
         call.await
             .map_err(|status: Status| self.failed(RPCTypes::Vote, deadline, &status))
@@ -382,7 +382,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         let call = async {
             let chunks = self.request(stream::iter(chunks(vote, snapshot)));
             let response = within(deadline, self.client()?.install_snapshot(chunks)).await?;
-            Ok(response.try_into()?)
+            response.try_into()
         };
         tokio::select! {
             closed = &mut cancel => Err(closed.into()),

@@ -187,12 +187,13 @@ impl TryFrom<AppendRequest> for AppendEntriesRequest<TypeConfig> {
             .collect::<Result<_, _>>()?;
         let previous: Option<types::LogId> = request.previous.map(Into::into);
         // openraft takes for granted that entries follow each other.
-        let mut index = previous.map_or(0, |id| id.index + 1);
-        for entry in &entries {
-            if entry.log_id.index != index {
-                return Err(malformed("entries do not follow each other"));
-            }
-            index += 1;
+        let indices = previous.map_or(0, |id| id.index.saturating_add(1))..;
+        if !entries
+            .iter()
+            .map(|entry| entry.log_id.index)
+            .eq(indices.take(entries.len()))
+        {
+            return Err(malformed("entries do not follow each other"));
         }
         Ok(Self {
             vote: vote(request.vote)?,

@@ -65,11 +65,11 @@ async fn no_acknowledged_write_is_lost_with_the_leader() {
         ended.expect("no panic");
     }
     let state = cluster.any().read().await.expect("readable");
-    let acknowledged = acknowledged.lock().expect("no panic");
-    let lost: Vec<_> = acknowledged
-        .iter()
-        .filter(|(_, name)| !has_room(&state, name))
-        .collect();
+    let lost: Vec<_> = {
+        let acknowledged = acknowledged.lock().expect("no panic");
+        let names = acknowledged.iter().map(|(_, name)| name.clone());
+        names.filter(|name| !has_room(&state, name)).collect()
+    };
     assert!(lost.is_empty(), "{} lost: {lost:?}", lost.len());
     cluster.await_equal().await;
     // The old leader comes back and catches up.

@@ -29,7 +29,7 @@ async fn an_id_in_use_is_refused() {
     assert!(matches!(error, JoinError::DuplicateNode(_)), "{error}");
     assert_says(&error, &["node id 2", &taken, "alive"]);
     // The same, when the seed itself has the id.
-    let error = refused(other.nodes[&2].join(&[taken.clone()]).await);
+    let error = refused(other.nodes[&2].join(std::slice::from_ref(&taken)).await);
     assert_says(&error, &["node id 2", "in use", &taken]);
     cluster.kill(2);
     // One of two voters is gone; nothing can be added now, but the answer is still clear.
