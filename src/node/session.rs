@@ -301,11 +301,8 @@ impl Task {
             }
             Message::EngineLost => {
                 self.attached = false;
-                let failed = signal_media::Event::Failed {
-                    target: signal_media::Target::Publisher,
-                    reason: "the media engine restarted",
-                };
-                self.session.handle(now, Input::Media(failed));
+                let lost = signal_media::Event::Lost;
+                self.session.handle(now, Input::Media(lost));
             }
             Message::Snapshot(state) => {
                 let room = state.rooms.get(self.session.room());
@@ -369,8 +366,6 @@ impl Task {
                     if let Some(admission) = self.admission.take() {
                         let _ = admission.send(Err(refusal));
                     }
-                    self.ended = Some(LeaveReason::JoinFailure);
-                    return;
                 }
                 Output::Close(Close::Signal) => {
                     if let Some(connection) = self.connection.take() {
