@@ -1,3 +1,5 @@
+//! The engine as a whole, with clients that are real below their SDP.
+
 mod allocations;
 mod world;
 

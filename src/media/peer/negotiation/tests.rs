@@ -1,3 +1,5 @@
+//! Offers and answers without a network: what sections carry, when, and what is asked for.
+
 use std::net::SocketAddr;
 
 use flotilla_model::track::{Encryption, Layer, Quality, Source, Track, TrackCodec};

@@ -1,3 +1,5 @@
+//! Descriptions read and written: the captured ones of LiveKit's clients, and damaged ones.
+
 use proptest::prelude::*;
 
 use super::codec::{self, Format, Profile};
