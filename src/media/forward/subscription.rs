@@ -40,6 +40,8 @@ pub struct Subscription {
     /// A section is negotiated and the peer is connected.
     is_ready: bool,
     is_started: bool,
+    /// The hot template carries the mid; the other one lies in the cold part.
+    has_mid: bool,
     segment: Segment,
     /// Received number after the newest one forwarded.
     next: u64,
@@ -75,7 +77,8 @@ pub struct Cold {
     /// Budget of retransmissions.
     pub retransmissions: Retransmissions,
     history: History,
-    bare: Template,
+    /// The template with the mid, once it is no longer needed; before, the one without.
+    other: Template,
     repair: Option<Template>,
     repair_sequence: u16,
     section: Option<SendSection>,
@@ -107,6 +110,7 @@ impl Subscription {
             target: NO_LAYER,
             is_ready: false,
             is_started: false,
+            has_mid: true,
             segment: Segment::nothing(),
             next: 0,
             last_sent: (1 << 16) + u64::from(start.sequence & 0x7fff),
@@ -126,7 +130,7 @@ impl Subscription {
                 switches: 0,
                 retransmissions: Retransmissions::default(),
                 history: History::default(),
-                bare: nothing,
+                other: nothing,
                 repair: None,
                 repair_sequence: start.repair_sequence & 0x7fff,
                 section: None,
@@ -180,7 +184,8 @@ impl Subscription {
         self.cold.section = section.cloned();
         if let Some(section) = section {
             self.template = Template::new(section, true);
-            self.cold.bare = Template::new(section, false);
+            self.cold.other = Template::new(section, false);
+            self.has_mid = true;
             self.cold.repair = section
                 .rtx_pt
                 .map(|payload_type| Template::for_repair(section, payload_type));
@@ -294,11 +299,7 @@ impl Subscription {
     }
 
     fn send<W: Wire>(&mut self, packet: &Shared<'_>, segment: Segment, wire: &mut W) -> bool {
-        let template = if segment.has_mid {
-            &self.template
-        } else {
-            &self.cold.bare
-        };
+        let template = self.template_of(&segment);
         let mut sent = 0;
         wire.send_rtp(self.peer, |buffer| {
             sent = write_media(buffer, template, &segment, packet);
@@ -307,6 +308,14 @@ impl Subscription {
         self.packets += 1;
         self.bytes += sent as u64;
         !std::mem::replace(&mut self.is_started, true)
+    }
+
+    fn template_of(&self, segment: &Segment) -> &Template {
+        if segment.has_mid == self.has_mid {
+            &self.template
+        } else {
+            &self.cold.other
+        }
     }
 
     /// Leaves out a packet without media: the numbers behind it move up.
@@ -355,7 +364,7 @@ impl Subscription {
         let mut segment = Segment {
             layer,
             generation: stream.generation,
-            has_mid: !self.cold.reports.is_heard(),
+            has_mid: self.has_mid,
             first: start,
             last: u64::MAX,
             sequence_offset: (self.last_sent + 1).wrapping_sub(start),
@@ -450,12 +459,15 @@ impl Subscription {
         self.segment.generation
     }
 
-    /// Leaves out the mid from now on, once the subscriber has reported.
+    /// Leaves out the mid from now on: the subscriber has reported, so it knows the SSRC. Headers
+    /// of one segment are all alike.
     pub fn drop_mid(&mut self) {
-        if self.segment.has_mid
-            && self.layer != NO_LAYER
-            && self.template.len() > self.cold.bare.len()
-        {
+        if !self.has_mid || self.cold.section.is_none() {
+            return;
+        }
+        std::mem::swap(&mut self.template, &mut self.cold.other);
+        self.has_mid = false;
+        if self.layer != NO_LAYER {
             self.close_segment();
             self.segment.first = self.next;
             self.segment.has_mid = false;
@@ -512,11 +524,7 @@ impl Subscription {
                 });
             }
             None => {
-                let template = if segment.has_mid {
-                    &self.template
-                } else {
-                    &self.cold.bare
-                };
+                let template = self.template_of(&segment);
                 wire.send_rtp(self.peer, |buffer| {
                     write_media(buffer, template, &segment, &packet)
                 });

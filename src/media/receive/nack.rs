@@ -13,6 +13,9 @@ pub const MISSING_MAX: usize = 512;
 const TRIES_MAX: u8 = 10;
 /// Least time between two requests for one packet; less repeats requests that are being answered.
 const RETRY_MIN: Duration = Duration::from_millis(25);
+/// Most reordering that is waited for: beyond this an early request costs less than waiting.
+const REORDER_TIME_MAX: Duration = Duration::from_millis(40);
+const REORDER_PACKETS_MAX: u64 = 96;
 /// Oldest packet that is still asked for: a subscriber's jitter buffer has given up by then.
 const AGE_MAX: Duration = Duration::from_secs(2);
 
@@ -46,10 +49,16 @@ pub struct Repaired {
 #[derive(Debug)]
 pub struct NackGenerator {
     missing: VecDeque<Missing>,
+    /// What is expected at least.
     reordering: Reordering,
+    /// What was seen of late: more on paths that reorder, shrinking with every true loss.
+    tolerance: Reordering,
+    /// Highest number received.
+    highest: u64,
     /// Lowest number that was not asked for yet.
     unasked: Option<u64>,
     next: Option<Instant>,
+    rtt: Duration,
     given_up: u64,
     asked: u64,
 }
@@ -61,8 +70,11 @@ impl NackGenerator {
         Self {
             missing: VecDeque::new(),
             reordering,
+            tolerance: reordering,
+            highest: 0,
             unasked: None,
             next: None,
+            rtt: Duration::ZERO,
             given_up: 0,
             asked: 0,
         }
@@ -119,14 +131,31 @@ impl NackGenerator {
         }
         if first < end {
             self.unasked.get_or_insert(first);
-            self.schedule(now + self.reordering.time);
+            self.schedule(now + self.tolerance.time);
         }
+    }
+
+    /// The stream turned out to begin earlier: the numbers from `first` up to but without `end`, all
+    /// below everything received before, are missing as well.
+    pub fn lost_below(&mut self, now: Instant, first: u64, end: u64) {
+        let room = (MISSING_MAX - self.missing.len()) as u64;
+        for sequence in (first..end).rev().take(room.min(end - first) as usize) {
+            self.missing.push_front(Missing {
+                sequence,
+                since: now,
+                asked: None,
+                tries: 0,
+            });
+            self.unasked = Some(sequence);
+        }
+        self.schedule(now + self.tolerance.time);
     }
 
     /// A packet above all others arrived: the gaps far enough behind it are losses.
     pub fn advanced(&mut self, now: Instant, highest: u64) {
+        self.highest = highest;
         if let Some(unasked) = self.unasked
-            && highest >= unasked + self.reordering.packets
+            && highest >= unasked + self.tolerance.packets
         {
             self.schedule(now);
         }
@@ -136,8 +165,8 @@ impl NackGenerator {
         self.next = Some(self.next.map_or(at, |next| next.min(at)));
     }
 
-    /// A packet below the highest number arrived.
-    pub fn arrived(&mut self, now: Instant, sequence: u64) -> Repaired {
+    /// A packet below the highest number arrived; `is_repair` if it is known to be a retransmission.
+    pub fn arrived(&mut self, now: Instant, sequence: u64, is_repair: bool) -> Repaired {
         let found = self
             .missing
             .binary_search_by_key(&sequence, |missing| missing.sequence);
@@ -147,13 +176,15 @@ impl NackGenerator {
                 was_asked: false,
             };
         };
-        let asked = self.missing.get(index).and_then(|missing| {
-            let once = missing.tries == 1;
-            missing
-                .asked
-                .map(|at| (once, now.saturating_duration_since(at)))
-        });
-        self.missing.remove(index);
+        let Some(missing) = self.missing.remove(index) else {
+            unreachable!("found there");
+        };
+        let asked = missing
+            .asked
+            .map(|at| (missing.tries == 1, now.saturating_duration_since(at)));
+        // An original that comes sooner than an answer could was only overtaken.
+        let was_overtaken = !is_repair && asked.is_none_or(|(_, waited)| waited < self.rtt / 2);
+        self.learn(now, &missing, was_overtaken);
         if self.missing.is_empty() {
             self.next = None;
         }
@@ -165,8 +196,25 @@ impl NackGenerator {
                 .map(|missing| missing.sequence);
         }
         Repaired {
-            round_trip: asked.and_then(|(once, time)| once.then_some(time)),
-            was_asked: asked.is_some(),
+            round_trip: asked
+                .filter(|_| !was_overtaken)
+                .and_then(|(once, waited)| once.then_some(waited)),
+            was_asked: asked.is_some() && !was_overtaken,
+        }
+    }
+
+    /// Fits the tolerance to how far packets really overtake each other: quickly up, slowly down.
+    fn learn(&mut self, now: Instant, missing: &Missing, was_overtaken: bool) {
+        let tolerance = &mut self.tolerance;
+        if was_overtaken {
+            let late = now.saturating_duration_since(missing.since);
+            let behind = self.highest.saturating_sub(missing.sequence);
+            tolerance.time = tolerance.time.max(late + late / 4).min(REORDER_TIME_MAX);
+            tolerance.packets = tolerance.packets.max(behind + 2).min(REORDER_PACKETS_MAX);
+        } else {
+            let base = self.reordering;
+            tolerance.time -= tolerance.time.saturating_sub(base.time) / 16;
+            tolerance.packets -= tolerance.packets.saturating_sub(base.packets).div_ceil(16);
         }
     }
 
@@ -182,12 +230,14 @@ impl NackGenerator {
     /// again.
     pub fn due(&mut self, now: Instant, rtt: Duration, highest: u64, out: &mut [u64]) -> usize {
         self.unasked = None;
+        self.rtt = rtt;
+        self.highest = highest;
         let mut count = 0;
         let mut index = 0;
         let mut next: Option<Instant> = None;
         while let Some(missing) = self.missing.get_mut(index) {
             let is_over = missing.tries >= TRIES_MAX || now > missing.since + AGE_MAX;
-            let at = missing.due_at(now, rtt, self.reordering, highest);
+            let at = missing.due_at(now, rtt, self.tolerance, highest);
             if is_over && at <= now {
                 self.missing.remove(index);
                 self.given_up += 1;
@@ -203,7 +253,7 @@ impl NackGenerator {
             if missing.asked.is_none() {
                 self.unasked.get_or_insert(missing.sequence);
             }
-            let at = missing.due_at(now, rtt, self.reordering, highest);
+            let at = missing.due_at(now, rtt, self.tolerance, highest);
             next = Some(next.map_or(at, |next| next.min(at)));
             index += 1;
         }
@@ -249,7 +299,7 @@ mod tests {
         nack.lost(now, 5, 6);
         assert_eq!(nack.deadline(), Some(now + REORDER.time));
         assert!(due(&mut nack, now, 6).is_empty());
-        let repaired = nack.arrived(now, 5);
+        let repaired = nack.arrived(now, 5, false);
         assert!(!repaired.was_asked);
         assert!(nack.is_empty());
         assert_eq!(nack.deadline(), None);
@@ -288,7 +338,7 @@ mod tests {
         let mut nack = NackGenerator::new(REORDER);
         nack.lost(now, 5, 6);
         assert_eq!(due(&mut nack, now, 50), [5]);
-        let repaired = nack.arrived(now + RTT, 5);
+        let repaired = nack.arrived(now + RTT, 5, true);
         assert_eq!(repaired.round_trip, Some(RTT));
         assert!(due(&mut nack, now + RTT * 9, 60).is_empty());
     }
@@ -305,5 +355,44 @@ mod tests {
         }
         let mut out = [0; 1_024];
         assert_eq!(nack.due(now, RTT, 20_000, &mut out), MISSING_MAX);
+    }
+
+    #[test]
+    fn tolerance_follows_the_path() {
+        let mut now = crate::test_epoch();
+        let mut nack = NackGenerator::new(REORDER);
+        // Packets come 20 ms late, behind ten others, without being lost.
+        for base in 0..10_u64 {
+            let lost = base * 20 + 5;
+            nack.lost(now, lost, lost + 1);
+            nack.advanced(now, lost + 10);
+            let asked = due(&mut nack, now, lost + 10);
+            assert_eq!(asked.is_empty(), base > 0, "{base}");
+            let repaired = nack.arrived(now + RTT / 2 - REORDER.time / 2, lost, false);
+            assert!(!repaired.was_asked);
+            now += RTT;
+        }
+        // True losses bring the early request back.
+        for base in 20..80_u64 {
+            let lost = base * 20 + 5;
+            nack.lost(now, lost, lost + 1);
+            nack.advanced(now, lost + 12);
+            now += RTT;
+            due(&mut nack, now, lost + 12);
+            nack.arrived(now + RTT, lost, true);
+            now += RTT * 2;
+        }
+        nack.lost(now, 5_000, 5_001);
+        nack.advanced(now, 5_003);
+        assert_eq!(due(&mut nack, now, 5_003), [5_000]);
+    }
+
+    #[test]
+    fn a_stream_that_begins_earlier_lacks_what_lies_between() {
+        let now = crate::test_epoch();
+        let mut nack = NackGenerator::new(REORDER);
+        nack.lost(now, 20, 21);
+        nack.lost_below(now, 11, 14);
+        assert_eq!(due(&mut nack, now, 40), [11, 12, 13, 20]);
     }
 }

@@ -301,8 +301,13 @@ impl Stream {
                     self.counters.duplicates += 1;
                     return Err(Discard::Duplicate);
                 }
-                self.first = self.first.min(sequence);
-                let repaired = self.nack.arrived(now, sequence);
+                if sequence < self.first {
+                    if use_nack {
+                        self.nack.lost_below(now, sequence + 1, self.first);
+                    }
+                    self.first = sequence;
+                }
+                let repaired = self.nack.arrived(now, sequence, arrival.is_repair);
                 is_repair |= repaired.was_asked;
                 round_trip = repaired.round_trip;
             }

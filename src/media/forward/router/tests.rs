@@ -1,1 +1,9 @@
-//! placeholder
+//! Whole routers on a virtual clock: publishers and subscribers behind seeded, lossy networks, and
+//! a judge that looks at every frame.
+
+mod agents;
+mod bad_input;
+mod publish;
+mod relay;
+mod simulcast;
+mod world;
