@@ -105,8 +105,6 @@ pub struct SessionConfig {
     pub refresh_interval: Duration,
     /// How long a refreshed token lives, unless the original one lives longer.
     pub refresh_lifetime: Duration,
-    /// How long media may take to come up after the join.
-    pub join_timeout: Duration,
     /// How long a session whose signal connection went away waits for the client.
     pub resume_timeout: Duration,
     /// The same after its media failed as well.
@@ -153,7 +151,6 @@ impl SessionConfig {
             enabled_codecs: vec![codec("video/VP8"), codec("video/H264"), codec("audio/opus")],
             refresh_interval: Duration::from_secs(300),
             refresh_lifetime: Duration::from_secs(600),
-            join_timeout: Duration::from_secs(60),
             resume_timeout: Duration::from_secs(20),
             media_failed_timeout: Duration::from_secs(5),
             update_batch_above: 100,
