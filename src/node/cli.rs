@@ -13,6 +13,7 @@ use crate::config::{Config, reference, strict};
 use crate::run::Founding;
 use crate::telemetry;
 
+pub mod admin;
 mod cluster;
 mod demo;
 mod dev;
@@ -38,6 +39,8 @@ enum Command {
     /// Founds a cluster, joins one, shows its state, removes a node from it.
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
+    /// Asks or tells a running cluster through one of its nodes.
+    Admin(admin::AdminArgs),
     /// Prints a new API key with its secret, and a secret for a cluster.
     GenerateKeys,
     /// Access tokens.
@@ -164,6 +167,7 @@ pub fn run() -> anyhow::Result<()> {
         Command::Demo(args) => demo::run(args),
         Command::Start(args) => start(&args),
         Command::Cluster(command) => cluster::run(command),
+        Command::Admin(args) => runtime()?.block_on(admin::run(args)),
         Command::GenerateKeys => keys::run(),
         Command::Token(command) => token::run(command),
         Command::ConfigReference => {

@@ -10,6 +10,7 @@
 //! Nothing is decided here: the shell moves inputs to a core and outputs to where they belong. The
 //! binary is `flotilla` ([`cli`]); [`run`] puts a node together.
 
+pub mod admin;
 pub mod cli;
 pub mod config;
 pub mod control;

@@ -28,6 +28,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tracing::{debug, error, info, warn};
 
+use crate::admin::{self, AdminAccess, AdminContext, AdminTls};
 use crate::config::Config;
 use crate::control::{Follower, failure, register};
 use crate::data_dir::DataDir;
@@ -48,6 +49,9 @@ use crate::udp::{Socket, Waker};
 const LEAVE_MAX: Duration = Duration::from_secs(3);
 /// How long clients get to come back elsewhere before what they left behind here is removed.
 const REJOIN_MAX: Duration = Duration::from_millis(1500);
+/// How long a new node waits for a seed to answer.
+const SEEDS_MAX: Duration = Duration::from_secs(60);
+const SEEDS_RETRY: Duration = Duration::from_millis(500);
 /// How often the group's state is copied into the metrics.
 const OBSERVE_INTERVAL: Duration = Duration::from_secs(2);
 /// Longest frame that other nodes may send on the mesh.
@@ -74,6 +78,7 @@ pub struct Node {
     shards: Arc<Shards>,
     tasks: JoinSet<anyhow::Result<()>>,
     stop_cluster_port: Option<oneshot::Sender<()>>,
+    stop_admin_port: Option<oneshot::Sender<()>>,
     /// Where HTTP listens; the first is the node's own.
     pub http_addresses: Vec<SocketAddr>,
 }
@@ -343,7 +348,22 @@ impl Node {
             let router = http::metrics_router(metrics.clone(), config.prometheus_auth.as_ref());
             tasks.spawn(async move { Ok(http::serve(listener, router).await?) });
         }
-        drop(ports.admin);
+        let (stop_admin_port, admin_stopped) = oneshot::channel::<()>();
+        tasks.spawn({
+            let context = AdminContext {
+                node: id,
+                group: group.clone(),
+                media: media_stats(&shards),
+            };
+            let access = admin_access(&config)?;
+            async move {
+                let stopped = async {
+                    let _ = admin_stopped.await;
+                };
+                admin::serve(ports.admin, context, access, stopped).await?;
+                std::future::pending().await
+            }
+        });
         info!(node = %id, url = addresses.client_url, cluster = addresses.cluster, "node is up");
         Ok(Self {
             config,
@@ -356,6 +376,7 @@ impl Node {
             shards,
             tasks,
             stop_cluster_port: Some(stop_cluster_port),
+            stop_admin_port: Some(stop_admin_port),
             http_addresses,
         })
     }
@@ -388,8 +409,10 @@ impl Node {
         self.leave_nobody_behind().await;
         self.group.shutdown().await;
         self.mesh.stop();
-        if let Some(stop) = self.stop_cluster_port.take() {
-            let _ = stop.send(());
+        for port in [self.stop_cluster_port.take(), self.stop_admin_port.take()] {
+            if let Some(stop) = port {
+                let _ = stop.send(());
+            }
         }
         self.tasks.shutdown().await;
         self.hub.broadcast(|| Message::Shutdown);
@@ -519,6 +542,42 @@ fn serve_cluster_port(
     stop
 }
 
+/// The engines' counters, for the admin service.
+fn media_stats(shards: &Arc<Shards>) -> admin::MediaStats {
+    let shards = shards.clone();
+    Arc::new(move || {
+        let shards = shards.clone();
+        Box::pin(async move {
+            let mut all = Vec::new();
+            for shard in shards.handles() {
+                all.extend(shard.inspect().await.map(|view| view.stats.router));
+            }
+            all
+        })
+    })
+}
+
+fn admin_access(config: &Config) -> anyhow::Result<AdminAccess> {
+    let tls = match &config.admin_tls {
+        None => None,
+        Some(files) => {
+            let read = |path: &std::path::Path| {
+                std::fs::read_to_string(path)
+                    .with_context(|| format!("admin.tls: cannot read {}", path.display()))
+            };
+            Some(AdminTls {
+                certificate: read(&files.cert_file)?,
+                key: read(&files.key_file)?,
+                client_authority: files.ca_file.as_deref().map(read).transpose()?,
+            })
+        }
+    };
+    Ok(AdminAccess {
+        token: config.admin_token.as_ref().map(|token| token.0.clone()),
+        tls,
+    })
+}
+
 async fn receive(
     hub: Hub,
     mut arriving: mpsc::Receiver<crate::mesh::Inbound>,
@@ -642,13 +701,27 @@ impl Membership<'_> {
                  `flotilla cluster join --peer HOST:PORT` (or set cluster.seeds)"
             );
         }
-        let enrolled = enroll_at(self, &seeds, String::new()).await?;
+        let enrolled = self.enroll_patiently(&seeds).await?;
         self.data.set_certificate(&enrolled.1)?;
         Ok(Joined {
             cluster_id: enrolled.0,
             certificate: enrolled.1,
             seeds,
         })
+    }
+
+    /// Nodes are often started together: the seeds may take a moment.
+    async fn enroll_patiently(&self, seeds: &[String]) -> anyhow::Result<(String, String)> {
+        let begun = Instant::now();
+        loop {
+            match enroll_at(self, seeds, String::new()).await {
+                Err(error) if !is_refusal(&error) && begun.elapsed() < SEEDS_MAX => {
+                    info!(%error, "waiting for a seed");
+                    tokio::time::sleep(SEEDS_RETRY).await;
+                }
+                result => return result,
+            }
+        }
     }
 
     /// A member starts again.

@@ -14,17 +14,35 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::Config;
 
+/// Libraries that log per message or per client what is no news to an operator.
+const QUIET: [(&str, &str); 3] = [
+    ("openraft", "warn"),
+    // Both log whatever a client sends as a warning or an error of ours.
+    ("rtc_dtls", "off"),
+    ("rtc_sctp", "off"),
+];
+
+/// Our crates, whose level follows the configured one down to `debug` and `trace`.
+const OURS: [&str; 6] = [
+    "flotilla",
+    "flotilla_node",
+    "flotilla_signal",
+    "flotilla_media",
+    "flotilla_raft",
+    "flotilla_storage",
+];
+
 /// Starts logging to standard error. `RUST_LOG` wins over the configuration.
 ///
 /// # Errors
 /// The filter does not parse, or logging has been started before.
 pub fn start_logging(level: &str, json: bool) -> anyhow::Result<()> {
     let filter = match std::env::var("RUST_LOG") {
-        Ok(filter) if !filter.is_empty() => EnvFilter::try_new(filter)?,
-        _ => EnvFilter::try_new(quiet(level))?,
+        Ok(filter) if !filter.is_empty() => quiet(&filter),
+        _ => quiet(level),
     };
     let logs = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(EnvFilter::try_new(filter)?)
         .with_writer(std::io::stderr);
     let started = if json {
         logs.json().flatten_event(true).try_init()
@@ -35,19 +53,25 @@ pub fn start_logging(level: &str, json: bool) -> anyhow::Result<()> {
     started.map_err(|error| anyhow::anyhow!("logging cannot start: {error}"))
 }
 
-/// Libraries below us stay at `info` or less, whatever our own level is.
+/// The filter for a level, or a given filter with the noisy libraries turned down unless it names
+/// them.
 fn quiet(level: &str) -> String {
     let level = level.trim();
-    if level.contains(['=', ',']) {
-        return level.to_owned();
+    let mut filter = match level {
+        "debug" | "trace" => {
+            let ours = OURS.map(|name| format!("{name}={level}"));
+            format!("info,{}", ours.join(","))
+        }
+        "warning" => "warn".to_owned(),
+        "" => "info".to_owned(),
+        other => other.to_owned(),
+    };
+    for (library, most) in QUIET {
+        if !filter.contains(library) && !matches!(filter.as_str(), "off" | "error") {
+            filter.push_str(&format!(",{library}={most}"));
+        }
     }
-    match level {
-        "debug" | "trace" => format!(
-            "info,flotilla={level},flotilla_node={level},flotilla_signal={level},flotilla_media={level},flotilla_raft={level},flotilla_storage={level},openraft=warn"
-        ),
-        "warning" => "warn".into(),
-        _ => format!("{level},openraft=warn"),
-    }
+    filter
 }
 
 /// Every metric of the process.
@@ -335,7 +359,10 @@ mod tests {
     #[test]
     fn filters_keep_libraries_quiet() {
         assert!(quiet("debug").contains("flotilla_media=debug"));
-        assert_eq!(quiet("warn,h2=trace"), "warn,h2=trace");
+        assert_eq!(
+            quiet("warn,openraft=trace"),
+            "warn,openraft=trace,rtc_dtls=off,rtc_sctp=off"
+        );
         for level in ["error", "warn", "info", "debug", "trace", "warning"] {
             EnvFilter::try_new(quiet(level)).expect("parses");
         }
