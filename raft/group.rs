@@ -133,6 +133,11 @@ impl Group {
         raft.with_raft_state(|_| ())
             .await
             .map_err(|error| StartError::Data(error.to_string()))?;
+        // Answered once openraft has loaded what is on disk: from here on its metrics know whether
+        // this node is in a cluster.
+        raft.is_initialized()
+            .await
+            .map_err(|error| StartError::Data(error.to_string()))?;
         let (queue, queued) = mpsc::channel(PENDING_MAX);
         let (reads, waiting) = mpsc::channel(READS_MAX);
         let core = Arc::new(Core {
