@@ -212,9 +212,11 @@ impl Mesh {
         let call = client.crash(proto::CrashRequest {});
         match tokio::time::timeout(Duration::from_secs(2), call).await {
             Ok(Ok(_)) => Ok(()),
-            // The process ended before it could answer.
-            Ok(Err(status)) if status.code() == tonic::Code::Unavailable => Ok(()),
-            Ok(Err(status)) => Err(status.message().to_owned()),
+            Ok(Err(status)) if status.code() == tonic::Code::PermissionDenied => {
+                Err(status.message().to_owned())
+            }
+            // The connection broke: the process ended before it could answer.
+            Ok(Err(_)) => Ok(()),
             Err(_) => Err(format!("node {node} does not answer")),
         }
     }

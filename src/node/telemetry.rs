@@ -16,7 +16,8 @@ use crate::config::Config;
 
 /// Libraries that log per message or per client what is no news to an operator.
 const QUIET: [(&str, &str); 3] = [
-    ("openraft", "warn"),
+    // Every call that fails while a peer is away, and its own end; `flotilla_raft` says what matters.
+    ("openraft", "off"),
     // Both log whatever a client sends as a warning or an error of ours.
     ("rtc_dtls", "off"),
     ("rtc_sctp", "off"),
