@@ -30,11 +30,17 @@ pub use router::{Router, RouterConfig, TrackView};
 /// means that nothing is sent. The implementation seals in place behind it.
 ///
 /// RTP sequence numbers of one SSRC may go backwards by up to 2^15 − 1: repaired packets are sent
-/// late. A sequence number is repeated only with bytes identical to the first time (a
-/// retransmission without RTX), so that one SRTP index never protects two different packets.
+/// late. A sequence number is repeated only through [`Wire::repeat_rtp`], with bytes identical to
+/// the first time, so that one SRTP index never protects two different packets.
 pub trait Wire {
     /// Sends an RTP packet to a peer; nothing if it is not connected.
     fn send_rtp(&mut self, peer: PeerId, write: impl FnOnce(&mut [u8]) -> usize);
+
+    /// Sends an RTP packet to a peer again, bit by bit as the first time: a retransmission to a
+    /// subscriber without RTX. What seals has to allow the index a second time.
+    fn repeat_rtp(&mut self, peer: PeerId, write: impl FnOnce(&mut [u8]) -> usize) {
+        self.send_rtp(peer, write);
+    }
 
     /// Sends an RTCP packet to a peer; nothing if it is not connected.
     fn send_rtcp(&mut self, peer: PeerId, write: impl FnOnce(&mut [u8]) -> usize);

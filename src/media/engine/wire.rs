@@ -44,6 +44,25 @@ impl Wire for PeerWire<'_> {
         });
     }
 
+    fn repeat_rtp(&mut self, peer: PeerId, write: impl FnOnce(&mut [u8]) -> usize) {
+        let Some(peer) = self.peers.get_mut(&peer) else {
+            return;
+        };
+        let Some(to) = peer.transport.destination() else {
+            return;
+        };
+        let Some(sender) = peer.transport.sender() else {
+            return;
+        };
+        self.transmits.push_with(to, |buffer| {
+            let room = buffer.len() - RTP_OVERHEAD_MAX;
+            match write(&mut buffer[..room]) {
+                0 => 0,
+                len => sender.repeat_rtp(buffer, len).unwrap_or(0),
+            }
+        });
+    }
+
     fn send_rtcp(&mut self, peer: PeerId, write: impl FnOnce(&mut [u8]) -> usize) {
         let Some(peer) = self.peers.get_mut(&peer) else {
             return;

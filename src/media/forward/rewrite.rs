@@ -101,14 +101,14 @@ impl Template {
 
     /// Length of the header.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub fn header_len(&self) -> usize {
         usize::from(self.len)
     }
 
     /// Writes the header; `buffer` must have room for it. Elements whose value the packet lacks
     /// become padding, so that the length stays and frames travel in equal datagrams.
     fn write(&self, buffer: &mut [u8], fields: Fields, stored: &Stored, abs_send_time: [u8; 3]) {
-        let len = self.len();
+        let len = self.header_len();
         buffer[..len].copy_from_slice(&self.bytes[..len]);
         if let Some(header) = buffer.first_chunk_mut::<HEADER_LEN>() {
             fields.write(header, len > HEADER_LEN);
@@ -176,7 +176,7 @@ pub fn write_media(
         timestamp: segment.timestamp(packet.stored),
         ssrc: template.ssrc,
     };
-    let start = template.len();
+    let start = template.header_len();
     let end = start + packet.payload.len();
     if end > buffer.len() {
         return 0;
@@ -203,7 +203,7 @@ pub fn write_repair(
         timestamp: segment.timestamp(packet.stored),
         ssrc: template.ssrc,
     };
-    let start = template.len() + 2;
+    let start = template.header_len() + 2;
     let end = start + packet.payload.len();
     if end > buffer.len() {
         return 0;
@@ -344,7 +344,7 @@ mod tests {
         let mut bare = section();
         bare.extensions = ExtensionIds::default();
         let template = Template::new(&bare, true);
-        assert_eq!(template.len(), HEADER_LEN);
+        assert_eq!(template.header_len(), HEADER_LEN);
         let now = crate::test_epoch();
         let stored = stored(now);
         let shared = Shared {

@@ -501,7 +501,7 @@ impl Subscription {
             return;
         };
         let rtt = self.rtt();
-        let len = payload.len() + self.template.len();
+        let len = payload.len() + self.template.header_len();
         let allowed = self
             .cold
             .retransmissions
@@ -525,7 +525,7 @@ impl Subscription {
             }
             None => {
                 let template = self.template_of(&segment);
-                wire.send_rtp(self.peer, |buffer| {
+                wire.repeat_rtp(self.peer, |buffer| {
                     write_media(buffer, template, &segment, &packet)
                 });
             }

@@ -112,6 +112,27 @@ impl SrtpSender {
         self.cipher.seal_rtp(buf, head, len, index)
     }
 
+    /// Protects an RTP packet again that was protected before and is the same bit by bit: a
+    /// retransmission to a receiver without RTX. Its index is used a second time for the same
+    /// ciphertext, which gives nothing away; any other bytes would break the cipher, so the caller
+    /// must rebuild the packet from what it sent. Otherwise as [`SrtpSender::protect_rtp`].
+    ///
+    /// `None` also for a sequence number ahead of everything sent: that is no repetition.
+    pub fn repeat_rtp(&mut self, buf: &mut [u8], len: usize) -> Option<usize> {
+        let head = RtpHead::parse(buf.get(..len)?)?;
+        if buf.len() < len + self.cipher.rtp_overhead() {
+            return None;
+        }
+        let window = self.streams.get_or_insert(head.ssrc)?;
+        let highest = window.highest()?;
+        let index = window
+            .index_to_send(head.sequence)
+            .filter(|index| *index <= highest)?;
+        // It may never have left: the queue was full then. From now on it is used.
+        window.accept(index);
+        self.cipher.seal_rtp(buf, head, len, index)
+    }
+
     /// Protects the RTCP packet in the first `len` bytes of `buf`, which needs
     /// [`RTCP_OVERHEAD_MAX`] spare bytes behind them. Gives the protected length.
     ///

@@ -165,6 +165,31 @@ fn no_index_is_sent_twice() {
 }
 
 #[test]
+fn a_repetition_is_the_same_packet_and_never_runs_ahead() {
+    for profile in PROFILES {
+        let (mut sender, _) = pair(profile);
+        let again = |sender: &mut SrtpSender, packet: &[u8]| {
+            let mut buf = packet.to_vec();
+            buf.resize(packet.len() + RTP_OVERHEAD_MAX, 0);
+            let len = sender.repeat_rtp(&mut buf, packet.len())?;
+            Some(buf[..len].to_vec())
+        };
+        let packet = rtp(1, 65_535, b"one");
+        assert_eq!(again(&mut sender, &packet), None);
+        let first = seal(&mut sender, &packet);
+        seal(&mut sender, &rtp(1, 1, b"three"));
+        assert_eq!(again(&mut sender, &packet), Some(first));
+        assert_eq!(again(&mut sender, &rtp(1, 2, b"four")), None);
+        // One that was never sent is used up by it.
+        assert!(again(&mut sender, &rtp(1, 0, b"two")).is_some());
+        let mut buf = rtp(1, 0, b"2");
+        let len = buf.len();
+        buf.resize(len + RTP_OVERHEAD_MAX, 0);
+        assert_eq!(sender.protect_rtp(&mut buf, len), None);
+    }
+}
+
+#[test]
 fn a_session_continues_at_another_sender() {
     let (mut old, mut receiver) = pair(Profile::Aes128Gcm);
     for sequence in 65_000..65_500 {

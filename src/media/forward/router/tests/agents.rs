@@ -234,7 +234,7 @@ impl Publisher {
         let encoding = &mut self.encodings[index];
         let is_key = std::mem::take(&mut encoding.needs_key_frame) || kind == Kind::Audio;
         encoding.picture = (encoding.picture + 1) & 0x7fff;
-        let is_base = is_key || frame % 2 == 0;
+        let is_base = is_key || frame.is_multiple_of(2);
         encoding.tl0 = encoding.tl0.wrapping_add(u8::from(is_base));
         let count = encoding.packets_per_frame * if is_key { 2 } else { 1 };
         for part in 0..count {
