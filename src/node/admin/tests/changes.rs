@@ -18,7 +18,7 @@ async fn closes_rooms_and_removes_participants() {
     };
     let removed = client.remove_participant(remove("b", true)).await;
     let removed = removed.expect("is removed").into_inner();
-    assert_eq!(removed.room_version, 4);
+    assert_eq!(removed.room_version, 5);
     let position = removed.position.expect("is told");
     assert_eq!(position.revision, port.group.state().revision.0);
     let again = port
@@ -33,7 +33,7 @@ async fn closes_rooms_and_removes_participants() {
     let closed = client.close_room(proto::CloseRoomRequest { room: room.clone() });
     assert_eq!(
         closed.await.expect("is closed").into_inner().room_version,
-        5
+        6
     );
     assert!(port.group.state().rooms.is_empty());
     let again = client.close_room(proto::CloseRoomRequest { room }).await;

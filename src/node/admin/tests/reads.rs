@@ -104,7 +104,7 @@ async fn shows_people_tracks_and_relays_of_a_room() {
     };
     let people = client.list_participants(request).await;
     let people = people.expect("answers").into_inner();
-    assert_eq!(people.room_version, 3);
+    assert_eq!(people.room_version, 4);
     let first = &people.participants[0];
     assert_eq!((first.identity.as_str(), first.home), ("a", 1));
     assert_eq!(first.state(), proto::ParticipantState::Joined);

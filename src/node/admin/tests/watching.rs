@@ -69,7 +69,7 @@ async fn a_room_is_shown_and_then_its_changes_in_order() {
     propose(&port.group, publish("call", "a", "TR_1")).await;
     let joined = change(&mut stream).await;
     assert_eq!(kinds(&joined), ["joined"]);
-    assert_eq!(joined.events[0].room_version, 2);
+    assert_eq!(joined.events[0].room_version, 3);
     let position = joined.position.expect("is told");
     assert_eq!(position.revision, begun.revision + 2);
     let published = change(&mut stream).await;

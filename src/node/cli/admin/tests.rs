@@ -68,7 +68,7 @@ async fn prints_what_operators_and_scripts_read() {
     }
 
     let (removed, table) = done(&port, &["remove-participant", "call", "b"]).await;
-    assert_eq!(removed["room_version"], 4);
+    assert_eq!(removed["room_version"], 5);
     assert_eq!(table, "b is removed from room call.\n");
     done(&port, &["close-room", "call"]).await;
     let (rooms, table) = done(&port, &["rooms"]).await;
