@@ -32,6 +32,9 @@ const CACHE: u64 = 32 * 1024 * 1024;
 /// What the anchor record says.
 const ANCHOR: &[u8] = b"flotilla log";
 
+/// A record to write, or a key to delete.
+pub(crate) type Write = (sled::IVec, Option<Vec<u8>>);
+
 /// An open database together with the descriptor that makes it durable.
 #[derive(Debug)]
 pub(crate) struct Database {
@@ -95,11 +98,30 @@ impl Database {
         self.tree.clone()
     }
 
-    /// Applies one batch as a whole or not at all; durable only after [`Database::commit`].
-    pub(crate) fn apply(&self, batch: sled::Batch) -> Result<(), Fault> {
-        self.tree
-            .apply_batch(batch)
-            .map_err(|error| sled_failed("write", &error))
+    /// Applies writes as a whole or not at all, later ones over earlier ones; durable only after
+    /// [`Database::commit`].
+    ///
+    /// One write alone is whole by itself, and for sled five to ten times cheaper than a batch: a
+    /// batch begins with a message in a buffer of its own, which another thread writes.
+    pub(crate) fn apply(&self, mut writes: Vec<Write>) -> Result<(), Fault> {
+        let applied = match writes.pop() {
+            None => return Ok(()),
+            Some((key, Some(record))) if writes.is_empty() => {
+                self.tree.insert(key, record).map(|_| ())
+            }
+            Some((key, None)) if writes.is_empty() => self.tree.remove(key).map(|_| ()),
+            Some(last) => {
+                let mut batch = sled::Batch::default();
+                for (key, record) in writes.into_iter().chain([last]) {
+                    match record {
+                        Some(record) => batch.insert(key, record),
+                        None => batch.remove(key),
+                    }
+                }
+                self.tree.apply_batch(batch)
+            }
+        };
+        applied.map_err(|error| sled_failed("write", &error))
     }
 
     /// Makes everything applied so far durable.
@@ -173,9 +195,8 @@ pub(crate) fn sled_failed(what: &str, error: &sled::Error) -> Fault {
 fn create(path: &Path) -> Result<(), OpenError> {
     let mut database = open_sled(path)?;
     let key = Key::Anchor.encode();
-    let mut batch = sled::Batch::default();
-    batch.insert(&key, record::frame(Kind::Anchor, &key, ANCHOR));
-    database.apply(batch)?;
+    let record = record::frame(Kind::Anchor, &key, ANCHOR);
+    database.apply(vec![(key, Some(record))])?;
     database.commit()?;
     drop(database);
     sync_tree(path)
@@ -263,29 +284,26 @@ mod tests {
     fn values_of_the_largest_size_never_leave_the_file() {
         let (_folder, layout) = layout();
         let mut database = Database::open(&layout, false).expect("a fresh folder");
-        for round in 0..40u64 {
-            let mut batch = sled::Batch::default();
-            for value in 0..10u64 {
-                let key = Key::Run {
-                    group: crate::keys::GroupId(1),
-                    first: round * 10 + value,
-                    part: 0,
-                };
-                batch.insert(key.encode(), vec![value as u8; VALUE_MAX]);
+        let key = |first| {
+            let group = crate::keys::GroupId(1);
+            Key::Run {
+                group,
+                first,
+                part: 0,
             }
-            database.apply(batch).expect("a working disk");
+            .encode()
+        };
+        for round in 0..40u64 {
+            let firsts = round * 10..round * 10 + 10;
+            let writes = firsts.map(|first| (key(first), Some(vec![first as u8; VALUE_MAX])));
+            database.apply(writes.collect()).expect("a working disk");
             database.commit().expect("a working disk");
         }
         // Purging makes sled merge nodes, which is when they are fullest.
         for first in (0..400u64).filter(|first| first % 5 != 0) {
-            let key = Key::Run {
-                group: crate::keys::GroupId(1),
-                first,
-                part: 0,
-            };
-            let mut batch = sled::Batch::default();
-            batch.remove(key.encode());
-            database.apply(batch).expect("a working disk");
+            database
+                .apply(vec![(key(first), None)])
+                .expect("a working disk");
             database.commit().expect("a working disk");
         }
         let blobs = fs::read_dir(layout.database().join("blobs"))

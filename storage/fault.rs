@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use crate::keys::Key;
 pub use crate::record::Problem;
 
 /// A record that cannot be trusted, by name.
@@ -26,6 +27,24 @@ pub struct Damage {
     pub place: String,
     /// What is wrong with it.
     pub problem: Problem,
+}
+
+/// A damaged record as an error.
+pub(crate) fn damage(key: &Key, problem: Problem) -> Fault {
+    Fault::Damaged(describe(key, &key.encode(), problem))
+}
+
+/// A damaged record by name.
+pub(crate) fn describe(key: &Key, bytes: &[u8], problem: Problem) -> Damage {
+    let place = bytes
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect::<String>();
+    Damage {
+        record: key.to_string(),
+        place: format!("key {place}"),
+        problem,
+    }
 }
 
 /// What to do about a folder that lost or damaged something a vote was based on.

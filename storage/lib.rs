@@ -17,7 +17,9 @@ mod log;
 mod open;
 #[cfg(any(test, feature = "planted-bugs"))]
 pub mod probe;
+mod queue;
 mod record;
+mod run;
 mod snapshot;
 mod writer;
 
@@ -37,8 +39,9 @@ pub use crate::identity::Identity;
 use crate::identity::Layout;
 use crate::keys::GroupId;
 pub use crate::log::LogStore;
+use crate::queue::Queue;
 pub use crate::snapshot::{SnapshotReader, SnapshotStore, SnapshotWriter, StoredSnapshot};
-use crate::writer::{Queue, Writer};
+use crate::writer::Writer;
 
 /// A node's data folder, open and locked. Clones share it.
 ///

@@ -15,12 +15,14 @@ use serde::de::DeserializeOwned;
 use sled::IVec;
 
 use crate::database::{self, sled_failed};
-use crate::fault::{OpenError, Problem};
+use crate::fault::{OpenError, Problem, damage, describe};
 use crate::keys::{GroupId, Key, Slot};
-use crate::log::{LogStore, Membership, Shared, State, decode, read_run};
+use crate::log::{LogStore, Membership, Shared, State};
+use crate::queue::{Link, Op};
 use crate::record::{self, Kind};
+use crate::run::{decode, encode, read_run};
 use crate::snapshot::{Pointer, SnapshotStore, open_error};
-use crate::writer::{Link, Op, Run, describe};
+use crate::writer::Run;
 use crate::{Inner, lock};
 
 /// Longest group name, in bytes.
@@ -110,7 +112,7 @@ fn number(inner: &Inner, tree: &sled::Db, name: &str) -> Result<GroupId, OpenErr
     }
     let key = Key::Group(name.to_owned()).encode();
     let mut record = record::begin(Kind::Group, 5);
-    crate::log::encode(&next, &mut record)?;
+    encode(&next, &mut record)?;
     record::seal(&mut record, &key);
     inner.queue.run(Op::Put { key, record })?;
     Ok(GroupId(next))
@@ -235,7 +237,7 @@ fn last_log_id<C: RaftTypeConfig>(
     let found = entry.index();
     if found != index {
         let why = format!("the entry at index {index} says it is at index {found}");
-        let fault = crate::writer::damage(key, Problem::Contents(why));
+        let fault = damage(key, Problem::Contents(why));
         return Err(open_error(fault));
     }
     Ok(entry.log_id())

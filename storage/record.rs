@@ -209,6 +209,14 @@ fn checksum(record: &[u8], key: &[u8]) -> u32 {
     crc32c::crc32c_append(crc, &record[HEADER..])
 }
 
+/// Takes one entry, without its length, off a run's body.
+pub(crate) fn split_entry(body: &[u8]) -> Result<(&[u8], &[u8]), Problem> {
+    let short = || Problem::Contents("an entry is cut short".into());
+    let (length, rest) = body.split_first_chunk::<4>().ok_or_else(short)?;
+    rest.split_at_checked(u32::from_le_bytes(*length) as usize)
+        .ok_or_else(short)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -16,9 +16,10 @@ use serde::{Deserialize, Serialize};
 use crate::fault::{Damage, Fault, OpenError, Problem};
 use crate::identity::{failed, sync_folder};
 use crate::keys::{Key, Slot};
-use crate::log::{Membership, encode};
+use crate::log::Membership;
+use crate::queue::Op;
 use crate::record::{self, HEADER, Kind};
-use crate::writer::Op;
+use crate::run::encode;
 
 /// Body of a data frame. Larger means fewer checksums, and more memory per open snapshot.
 const PIECE: usize = 256 * 1024;

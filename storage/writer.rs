@@ -11,31 +11,24 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use sled::IVec;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::database::{self, Database, VALUE_MAX, panic_text};
-use crate::fault::{Damage, Fault, HealthCell, Problem};
+use crate::database::{self, Database, VALUE_MAX, Write, panic_text};
+use crate::fault::{Fault, HealthCell, Problem, damage};
 use crate::keys::{GroupId, Key, Slot};
-use crate::record::{self, HEADER, Kind};
-
-/// Bytes that may wait in the queue, in KiB. Callers wait for room beyond it.
-const QUEUE_KIB_MAX: u32 = 64 * 1024;
-
-/// Bytes taken into one commit. Larger means fewer fdatasyncs under load, and longer waits for the
-/// first in line.
-const COMMIT_BYTES: usize = 1024 * 1024;
+use crate::queue::{Encoded, Job, Link, Op, Queue};
+use crate::record::{self, HEADER, Kind, split_entry};
 
 /// How long the committed index and deletions may stay in memory. Longer saves writes; after a
 /// crash a node re-learns that much from its peers.
 const LAZY: Duration = Duration::from_millis(500);
 
-/// Purged runs deleted along with a commit, and in one step while idle. Sled needs up to 10 µs per
-/// key, and a step is what a commit may have to wait for.
+/// Purged runs deleted after a commit, and in one step while idle. Sled needs up to 10 µs per key,
+/// and a step is what the next commit may have to wait for.
 const GARBAGE_PER_COMMIT: usize = 8;
 const GARBAGE_PER_STEP: usize = 32;
 
@@ -46,18 +39,6 @@ const PART_MAX: usize = RUN_BODY_MAX - 2;
 /// Largest log entry, encoded. Bounds the memory and the time that one commit takes.
 pub(crate) const ENTRY_MAX: usize = 8 * 1024 * 1024;
 
-/// Called once with the outcome, on the writer thread.
-pub(crate) type Done = Box<dyn FnOnce(Result<(), Fault>) + Send>;
-
-/// Consecutive log entries, each as a little-endian `u32` length and its bytes.
-#[derive(Debug, Default)]
-pub(crate) struct Encoded {
-    pub(crate) first: u64,
-    pub(crate) bytes: Vec<u8>,
-    /// Where each entry ends in `bytes`.
-    pub(crate) ends: Vec<usize>,
-}
-
 /// A run on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Run {
@@ -65,215 +46,6 @@ pub(crate) struct Run {
     pub(crate) count: u64,
     /// Records it is spread over; more than one only for a single long entry.
     pub(crate) parts: u16,
-}
-
-/// Something to write.
-pub(crate) enum Op {
-    /// Append entries; the handle has checked that they follow the last one.
-    Append { group: GroupId, entries: Encoded },
-    /// Remove all entries from an index on.
-    Truncate { group: GroupId, from: u64 },
-    /// Forget entries up to an index; `record` is the framed purged index.
-    Purge {
-        group: GroupId,
-        upto: u64,
-        record: Vec<u8>,
-    },
-    /// Write one framed record.
-    Put { key: IVec, record: Vec<u8> },
-    /// Take over a group's index as found on disk.
-    Adopt {
-        group: GroupId,
-        link: Arc<Link>,
-        runs: BTreeMap<u64, Run>,
-        garbage: Vec<IVec>,
-    },
-    /// Write what is kept back for later as well.
-    Settle,
-}
-
-/// An operation with what follows from it.
-pub(crate) struct Job {
-    pub(crate) op: Op,
-    /// Whether the commit must reach the disk before `done` is called.
-    pub(crate) durable: bool,
-    pub(crate) done: Option<Done>,
-    /// Room in the queue, given back when the job ends.
-    pub(crate) room: Option<OwnedSemaphorePermit>,
-}
-
-impl Job {
-    fn size(&self) -> usize {
-        match &self.op {
-            Op::Append { entries, .. } => entries.bytes.len(),
-            Op::Put { record, .. } | Op::Purge { record, .. } => record.len(),
-            Op::Truncate { .. } | Op::Adopt { .. } | Op::Settle => 0,
-        }
-    }
-
-    fn finish(self, outcome: Result<(), Fault>) {
-        drop(self.room);
-        if let Some(done) = self.done {
-            done(outcome);
-        }
-    }
-}
-
-/// What a group's handle and the writer share besides the queue.
-#[derive(Debug, Default)]
-pub(crate) struct Link {
-    /// Entries below this index can be read from the database.
-    pub(crate) applied: AtomicU64,
-    /// The encoded committed log id and whether it is newer than the one on disk. Two owners: the
-    /// handle replaces it with every commit, the writer picks it up now and then.
-    pub(crate) committed: Mutex<(Vec<u8>, bool)>,
-}
-
-/// The way to the writer thread.
-#[derive(Debug)]
-pub(crate) struct Queue {
-    /// Two owners, handles and writer; held for a push or a take, never across I/O.
-    state: Mutex<State>,
-    wake: Condvar,
-    room: Arc<Semaphore>,
-    health: Arc<HealthCell>,
-}
-
-#[derive(Default)]
-struct State {
-    jobs: VecDeque<Job>,
-    /// A committed index waits to be picked up.
-    lazy: bool,
-    closed: bool,
-}
-
-impl std::fmt::Debug for State {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("State")
-            .field("jobs", &self.jobs.len())
-            .finish_non_exhaustive()
-    }
-}
-
-impl Queue {
-    pub(crate) fn new(health: Arc<HealthCell>) -> Self {
-        Self {
-            state: Mutex::default(),
-            wake: Condvar::new(),
-            room: Arc::new(Semaphore::new(QUEUE_KIB_MAX as usize)),
-            health,
-        }
-    }
-
-    /// Waits until `bytes` more fit in the queue.
-    pub(crate) async fn reserve(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Fault> {
-        let kib = u32::try_from(bytes / 1024 + 1)
-            .unwrap_or(u32::MAX)
-            .min(QUEUE_KIB_MAX);
-        Arc::clone(&self.room)
-            .acquire_many_owned(kib)
-            .await
-            .map_err(|_| Fault::Closed)
-    }
-
-    /// Hands a job over. Jobs run in the order of their pushes.
-    pub(crate) fn push(&self, job: Job) -> Result<(), Fault> {
-        self.health.check()?;
-        let mut state = self.lock();
-        if state.closed {
-            return Err(Fault::Closed);
-        }
-        state.jobs.push_back(job);
-        drop(state);
-        self.wake.notify_one();
-        Ok(())
-    }
-
-    /// Hands an operation over and blocks until it is durable. Not for async callers.
-    pub(crate) fn run(&self, op: Op) -> Result<(), Fault> {
-        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-        let done: Done = Box::new(move |outcome| {
-            // The waiting side blocks until this arrives.
-            let _ = sender.send(outcome);
-        });
-        self.push(Job {
-            op,
-            durable: true,
-            done: Some(done),
-            room: None,
-        })?;
-        receiver.recv().unwrap_or(Err(Fault::Closed))
-    }
-
-    /// Tells the writer that some committed index changed.
-    pub(crate) fn remind(&self) {
-        let mut state = self.lock();
-        if !state.lazy {
-            state.lazy = true;
-            drop(state);
-            self.wake.notify_one();
-        }
-    }
-
-    /// Ends the writer after what is queued.
-    pub(crate) fn close(&self) {
-        self.lock().closed = true;
-        self.room.close();
-        self.wake.notify_one();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits for work until `deadline` (for ever without one) and takes a commit's worth of it.
-    fn take(&self, deadline: Option<Instant>, knows_lazy: bool) -> Taken {
-        let mut state = self.lock();
-        while state.jobs.is_empty() && !state.closed && (knows_lazy || !state.lazy) {
-            let Some(deadline) = deadline else {
-                state = self
-                    .wake
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner);
-                continue;
-            };
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
-            }
-            let waited = self.wake.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-        let mut size = 0;
-        let mut count = 0;
-        for job in &state.jobs {
-            size += job.size();
-            if count > 0 && size > COMMIT_BYTES {
-                break;
-            }
-            count += 1;
-        }
-        let jobs = if count == state.jobs.len() {
-            std::mem::take(&mut state.jobs).into()
-        } else {
-            state.jobs.drain(..count).collect()
-        };
-        Taken {
-            jobs,
-            lazy: state.lazy,
-            closed: state.closed && state.jobs.is_empty(),
-        }
-    }
-
-    fn lazy_taken(&self) {
-        self.lock().lazy = false;
-    }
-}
-
-struct Taken {
-    jobs: Vec<Job>,
-    lazy: bool,
-    closed: bool,
 }
 
 /// The writer's side of one group.
@@ -301,8 +73,8 @@ pub(crate) struct Writer {
     health: Arc<HealthCell>,
     database: Database,
     groups: BTreeMap<GroupId, GroupLog>,
-    batch: sled::Batch,
-    batch_used: bool,
+    /// Writes in their order, to be applied as a whole.
+    staged: Vec<Write>,
     /// When lazily kept data is written at the latest; `None` when there is none.
     lazy_due: Option<Instant>,
 }
@@ -314,8 +86,7 @@ impl Writer {
             health,
             database,
             groups: BTreeMap::new(),
-            batch: sled::Batch::default(),
-            batch_used: false,
+            staged: Vec::new(),
             lazy_due: None,
         }
     }
@@ -341,28 +112,40 @@ impl Writer {
         }
     }
 
-    /// One commit or one idle step, and the answers.
+    /// One commit, the answers, and then a little tidying.
     fn turn(&mut self, mut jobs: Vec<Job>, closed: bool, now: Instant) {
-        let outcome = self.health.check().and_then(|()| {
-            let work = AssertUnwindSafe(|| self.commit(&mut jobs, closed, now));
-            catch_unwind(work).unwrap_or_else(|panic| {
-                let text = format!("the writer panicked: {}", panic_text(&*panic));
-                Err(Fault::Failed(text.into()))
-            })
-        });
-        if let Err(fault) = &outcome
-            && self.health.check().is_ok()
-        {
-            tracing::error!(%fault, "storage failed, refusing all further work");
-            let fault = match fault {
-                Fault::Failed(_) => fault.clone(),
-                other => Fault::Failed(other.to_string().into()),
-            };
-            self.health.fail(&fault);
-        }
+        let swept = if jobs.is_empty() {
+            GARBAGE_PER_STEP
+        } else {
+            GARBAGE_PER_COMMIT
+        };
+        let outcome = self.guarded(|writer| writer.commit(&mut jobs, closed, now));
         for job in jobs {
             job.finish(outcome.clone());
         }
+        if outcome.is_ok() && !closed {
+            // A failure shows in the health; nobody waits for this.
+            self.guarded(|writer| writer.sweep(swept, now)).ok();
+        }
+    }
+
+    /// Does some work unless the store has failed; a failure takes the store down.
+    fn guarded(&mut self, work: impl FnOnce(&mut Self) -> Result<(), Fault>) -> Result<(), Fault> {
+        self.health.check()?;
+        let result = catch_unwind(AssertUnwindSafe(|| work(self))).unwrap_or_else(|panic| {
+            Err(Fault::Failed(
+                format!("the writer panicked: {}", panic_text(&*panic)).into(),
+            ))
+        });
+        result.map_err(|fault| {
+            tracing::error!(%fault, "storage failed, refusing all further work");
+            let fault = match fault {
+                failed @ Fault::Failed(_) => failed,
+                other => Fault::Failed(other.to_string().into()),
+            };
+            self.health.fail(&fault);
+            fault
+        })
     }
 
     fn commit(&mut self, jobs: &mut [Job], closed: bool, now: Instant) -> Result<(), Fault> {
@@ -380,17 +163,30 @@ impl Writer {
         if lazy {
             self.stage_committed();
         }
-        self.stage_garbage(if jobs.is_empty() {
-            GARBAGE_PER_STEP
-        } else {
-            GARBAGE_PER_COMMIT
-        });
         self.apply()?;
         if durable {
             self.database.commit()?;
             self.lazy_due = None;
             self.health.commit_ended(now, Instant::now());
-        } else {
+        } else if !jobs.is_empty() {
+            self.lazy_due.get_or_insert(now + LAZY);
+        }
+        Ok(())
+    }
+
+    /// Deletes some purged runs. It need not be durable: what a crash brings back is deleted again.
+    fn sweep(&mut self, limit: usize, now: Instant) -> Result<(), Fault> {
+        let mut left = limit;
+        for log in self.groups.values_mut() {
+            while left > 0 {
+                let Some(key) = log.garbage.pop_front() else {
+                    break;
+                };
+                self.database.apply(vec![(key, None)])?;
+                left -= 1;
+            }
+        }
+        if left < limit {
             self.lazy_due.get_or_insert(now + LAZY);
         }
         Ok(())
@@ -595,32 +391,16 @@ impl Writer {
         }
     }
 
-    fn stage_garbage(&mut self, limit: usize) {
-        let mut left = limit;
-        for log in self.groups.values_mut() {
-            while left > 0 {
-                let Some(key) = log.garbage.pop_front() else {
-                    break;
-                };
-                self.batch.remove(key);
-                self.batch_used = true;
-                left -= 1;
-            }
-        }
-    }
-
     fn insert(&mut self, key: IVec, record: Vec<u8>) {
         debug_assert!(
             record.len() <= VALUE_MAX,
             "larger values leave the database file"
         );
-        self.batch.insert(key, record);
-        self.batch_used = true;
+        self.staged.push((key, Some(record)));
     }
 
     fn remove(&mut self, key: IVec) {
-        self.batch.remove(key);
-        self.batch_used = true;
+        self.staged.push((key, None));
     }
 
     /// Puts what is staged into the database, where it can be read but is not yet durable.
@@ -633,39 +413,12 @@ impl Writer {
         for group in open {
             self.close_run(group);
         }
-        if self.batch_used {
-            self.batch_used = false;
-            self.database.apply(std::mem::take(&mut self.batch))?;
+        if !self.staged.is_empty() {
+            self.database.apply(std::mem::take(&mut self.staged))?;
             for log in self.groups.values() {
                 log.link.applied.store(log.next, Ordering::Release);
             }
         }
         Ok(())
-    }
-}
-
-/// Takes one entry, without its length, off a run's body.
-pub(crate) fn split_entry(body: &[u8]) -> Result<(&[u8], &[u8]), Problem> {
-    let short = || Problem::Contents("an entry is cut short".into());
-    let (length, rest) = body.split_first_chunk::<4>().ok_or_else(short)?;
-    rest.split_at_checked(u32::from_le_bytes(*length) as usize)
-        .ok_or_else(short)
-}
-
-/// A damaged record as an error.
-pub(crate) fn damage(key: &Key, problem: Problem) -> Fault {
-    Fault::Damaged(describe(key, &key.encode(), problem))
-}
-
-/// A damaged record by name.
-pub(crate) fn describe(key: &Key, bytes: &[u8], problem: Problem) -> Damage {
-    let place = bytes
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect::<String>();
-    Damage {
-        record: key.to_string(),
-        place: format!("key {place}"),
-        problem,
     }
 }

@@ -28,12 +28,9 @@ fn tamper(folder: &Path, key: &Key, change: impl FnOnce(Vec<u8>) -> Option<Vec<u
         .get(&bytes)
         .expect("a read")
         .expect("the record is there");
-    let mut batch = sled::Batch::default();
-    match change(value.to_vec()) {
-        Some(changed) => batch.insert(&bytes, changed),
-        None => batch.remove(&bytes),
-    }
-    database.apply(batch).expect("a write");
+    database
+        .apply(vec![(bytes, change(value.to_vec()))])
+        .expect("a write");
     database.commit().expect("a working disk");
 }
 
