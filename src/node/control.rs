@@ -53,7 +53,10 @@ pub struct Follower {
 
 impl Follower {
     /// Follows the log until the group stops.
-    pub async fn run(mut self) {
+    ///
+    /// # Errors
+    /// Always: the group stopped, or the shards are gone.
+    pub async fn run(mut self) -> anyhow::Result<()> {
         let mut feed = self.group.feed();
         let mut reconciler = Reconciler::new(self.node, self.shards.handles().len());
         let mut state = feed.start().clone();
@@ -77,7 +80,10 @@ impl Follower {
                         state = feed.restart();
                         self.restart(&mut reconciler, &state).await;
                     }
-                    Err(FeedError::Stopped) => return,
+                    Err(FeedError::Stopped) => {
+                        let fault = self.group.status().fault;
+                        anyhow::bail!("the Raft group stopped: {}", fault.unwrap_or_default());
+                    }
                 },
                 event = self.shard_events.recv() => match event {
                     Some(ShardEvent::AudioLevels(levels)) => self.hub.speak(&levels),
@@ -90,7 +96,7 @@ impl Follower {
                         let orders = reconciler.everything(&state);
                         self.send(orders).await;
                     }
-                    None => return,
+                    None => anyhow::bail!("the shards stopped"),
                 },
                 _ = count.tick() => self.count(&state),
             }

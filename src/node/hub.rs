@@ -434,3 +434,6 @@ fn from_proto(data: proto::Data) -> Option<DataOut> {
         payload: data.payload,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -26,12 +26,7 @@ mod service;
 pub use service::{MeshService, ServiceConfig, crash};
 
 /// Generated from `proto/mesh.proto`.
-#[expect(
-    missing_docs,
-    clippy::use_self,
-    unreachable_pub,
-    reason = "generated code"
-)]
+#[expect(missing_docs, clippy::use_self, reason = "generated code")]
 pub mod proto {
     tonic::include_proto!("flotilla.mesh.v1");
 }
@@ -231,3 +226,6 @@ impl Mesh {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

@@ -298,10 +298,7 @@ impl Node {
             shard_events,
             metrics: metrics.clone(),
         };
-        tasks.spawn(async move {
-            follower.run().await;
-            Ok(())
-        });
+        tasks.spawn(follower.run());
         tasks.spawn(receive(hub.clone(), arriving));
         tasks.spawn(observe(group.clone(), shards.clone(), metrics.clone()));
         register::register(

@@ -1,0 +1,195 @@
+//! Sessions of one room on this node, and a log that says who is in it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use flotilla_model::command::{Command, CreateRoom, Entry, Join};
+use flotilla_model::id::{BootId, RequestId, UnixMillis};
+use flotilla_model::participant::{Client, LeaveReason};
+use flotilla_model::permission::Permission;
+use flotilla_model::room::RoomOptions;
+use flotilla_raft::{Channels, ChannelsConfig};
+
+use super::*;
+use crate::mesh::Own;
+use crate::session::inbox::Outlet;
+
+struct World {
+    hub: Hub,
+    state: State,
+    requests: u128,
+}
+
+impl World {
+    fn new() -> Self {
+        let metrics = Metrics::new(NodeId(1)).expect("no clash");
+        let own = Own {
+            node: NodeId(1),
+            boot: BootId(1),
+            cluster_id: String::new(),
+            config_hash: [0; 32],
+        };
+        let channels = Channels::new(ChannelsConfig::new("secret"));
+        let mesh = Mesh::new(own, channels, metrics.clone());
+        Self {
+            hub: Hub::new(NodeId(1), mesh, metrics),
+            state: State::default(),
+            requests: 0,
+        }
+    }
+
+    fn apply(&mut self, command: Command) {
+        self.requests += 1;
+        let entry = Entry {
+            at: UnixMillis(1000),
+            request: RequestId(self.requests),
+            command,
+        };
+        let applied = self.state.apply(&entry);
+        applied.result.expect("is carried out");
+        self.hub.pass_on(&Arc::new(Change {
+            revision: self.state.revision,
+            log_index: self.state.revision.0,
+            at: UnixMillis(1000),
+            events: applied.events,
+            state: Arc::new(self.state.clone()),
+        }));
+    }
+
+    fn join(&mut self, identity: &str) -> Outlet {
+        let (inbox, outlet) = Inbox::new();
+        let sid = ParticipantSid(format!("PA_{identity}"));
+        self.hub
+            .register(&"r".into(), &sid, &identity.into(), &inbox);
+        self.apply(Command::Join(Box::new(Join {
+            room: "r".into(),
+            create: Some(CreateRoom {
+                name: "r".into(),
+                sid: "RM_r".into(),
+                options: RoomOptions::default(),
+                metadata: String::new(),
+            }),
+            sid,
+            identity: identity.into(),
+            name: String::new(),
+            metadata: String::new(),
+            attributes: BTreeMap::new(),
+            kind: 0,
+            kind_details: Vec::new(),
+            permission: Permission {
+                can_subscribe: true,
+                can_publish: true,
+                can_publish_data: true,
+                can_publish_sources: BTreeSet::new(),
+                hidden: false,
+                recorder: false,
+                can_update_metadata: false,
+                agent: false,
+                can_subscribe_metrics: false,
+            },
+            token_issued_at: UnixMillis(0),
+            auto_subscribe: true,
+            client: Client::default(),
+            home: NodeId(1),
+        })));
+        outlet
+    }
+
+    fn send(&self, from: &str, sequence: u32, to: &[&str]) {
+        self.hub.distribute(
+            &"r".into(),
+            Arc::new(DataOut {
+                from: ParticipantSid(format!("PA_{from}")),
+                from_identity: from.into(),
+                channel: Channel::Reliable,
+                destinations: to.iter().map(|to| Identity::from(*to)).collect(),
+                sequence,
+                content: 0,
+                payload: Bytes::new(),
+            }),
+        );
+    }
+}
+
+/// Numbers of the data messages that wait for a session.
+async fn data(outlet: &mut Outlet) -> Vec<u32> {
+    let mut numbers = Vec::new();
+    let wait = std::time::Duration::from_millis(20);
+    while let Ok(Some(message)) = tokio::time::timeout(wait, outlet.receive()).await {
+        if let Message::Data(data) = message {
+            numbers.push(data.sequence);
+        }
+    }
+    numbers
+}
+
+#[tokio::test]
+async fn messages_reach_whom_they_are_for_and_joiners_once() {
+    let mut world = World::new();
+    let mut anna = world.join("anna");
+    let mut ben = world.join("ben");
+    world.send("anna", 1, &[]);
+    world.send("anna", 2, &["cleo"]);
+    let mut cleo = world.join("cleo");
+    world.send("anna", 3, &["ben"]);
+    world.send("anna", 4, &[]);
+    assert_eq!(data(&mut anna).await, [0; 0], "not the sender");
+    assert_eq!(data(&mut ben).await, [1, 3, 4]);
+    assert_eq!(data(&mut cleo).await, [1, 2, 4], "from the cache, then directly");
+}
+
+#[tokio::test]
+async fn a_session_hears_data_only_after_its_join() {
+    let mut world = World::new();
+    let _anna = world.join("anna");
+    let (inbox, mut outlet) = Inbox::new();
+    let sid = ParticipantSid("PA_x".into());
+    world.hub.register(&"r".into(), &sid, &"x".into(), &inbox);
+    world.send("anna", 1, &[]);
+    assert_eq!(data(&mut outlet).await, [0; 0]);
+    assert!(world.hub.find(&"r".into(), &"x".into(), Some(&sid)).is_none());
+}
+
+#[tokio::test]
+async fn sessions_are_found_by_sid_or_identity_of_their_own() {
+    let mut world = World::new();
+    let _anna = world.join("anna");
+    let find = |identity: &str, sid: Option<&str>| {
+        let sid = sid.map(ParticipantSid::from);
+        world
+            .hub
+            .find(&"r".into(), &identity.into(), sid.as_ref())
+            .is_some()
+    };
+    assert!(find("anna", Some("PA_anna")));
+    assert!(find("anna", None));
+    assert!(!find("ben", Some("PA_anna")), "somebody else's session");
+    assert!(!find("anna", Some("PA_old")));
+}
+
+#[tokio::test]
+async fn rooms_are_forgotten_with_their_last_session() {
+    let mut world = World::new();
+    let _anna = world.join("anna");
+    world.apply(Command::Leave {
+        room: "r".into(),
+        identity: "anna".into(),
+        sid: None,
+        reason: LeaveReason::ClientInitiated,
+        revoke_before: None,
+    });
+    world.apply(Command::DeleteRoom { room: "r".into() });
+    assert_eq!(world.hub.session_count(), 1, "the session has not ended yet");
+    world.hub.unregister(&"r".into(), &"PA_anna".into());
+    assert!(world.hub.lock().rooms.is_empty());
+}
+
+#[tokio::test]
+async fn nonces_count_once_per_room() {
+    let world = World::new();
+    let nonce = Some([1; 16]);
+    assert!(world.hub.is_new_nonce(&"r".into(), nonce));
+    assert!(!world.hub.is_new_nonce(&"r".into(), nonce));
+    assert!(world.hub.is_new_nonce(&"s".into(), nonce));
+    assert!(world.hub.is_new_nonce(&"r".into(), None));
+}

@@ -1,0 +1,223 @@
+//! Two nodes on loopback, joined by a real gRPC connection that breaks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use flotilla_model::State;
+use flotilla_raft::ChannelsConfig;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+
+use super::enroll::{self, Doorkeeper, EnrollError};
+use super::proto::mesh_server::MeshServer;
+use super::proto::{Data, EnrollRequest};
+use super::*;
+
+const SECRET: &str = "a secret for tests";
+const SKEW: Duration = Duration::from_secs(5);
+
+struct Side {
+    service: MeshService,
+    channels: Channels,
+    inbound: mpsc::Receiver<Inbound>,
+    address: String,
+    stop: Option<oneshot::Sender<()>>,
+}
+
+fn channels(secret: &str) -> Channels {
+    Channels::new(ChannelsConfig::new(secret))
+}
+
+fn own(node: u64) -> Own {
+    Own {
+        node: NodeId(node),
+        boot: BootId(node * 100),
+        cluster_id: "C_1".into(),
+        config_hash: [7; 32],
+    }
+}
+
+fn metrics() -> Arc<Metrics> {
+    Metrics::new(NodeId(1)).expect("no clash")
+}
+
+impl Side {
+    async fn new(node: u64) -> Self {
+        let (inbound_in, inbound) = mpsc::channel(INBOUND_MAX);
+        let channels = channels(SECRET);
+        let mesh = Mesh::new(own(node), channels.clone(), metrics());
+        let mut side = Self {
+            service: MeshService::new(ServiceConfig {
+                own: own(node),
+                inbound: inbound_in,
+                doorkeeper: Doorkeeper {
+                    node: NodeId(node),
+                    boot: BootId(node * 100),
+                    address: "here:1".into(),
+                    cluster: "test".into(),
+                    cluster_id: "C_1".into(),
+                    config_hash: [7; 32],
+                    clock_skew_max: SKEW,
+                    sealed_certificate: enroll::seal(SECRET, b"PEM"),
+                    state: Box::new(|| Arc::new(State::default())),
+                    mesh,
+                },
+                may_crash: false,
+                metrics: metrics(),
+            }),
+            channels,
+            inbound,
+            address: "127.0.0.1:0".into(),
+            stop: None,
+        };
+        side.serve().await;
+        side
+    }
+
+    /// Serves, on the same port as before if there was one.
+    async fn serve(&mut self) {
+        let listener = loop {
+            match TcpListener::bind(&self.address).await {
+                Ok(listener) => break listener,
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        };
+        self.address = listener.local_addr().expect("bound").to_string();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let server = MeshServer::new(self.service.clone());
+        let routes = tonic::service::Routes::new(self.channels.guard(server));
+        let channels = self.channels.clone();
+        tokio::spawn(async move {
+            let stopped = async {
+                let _ = stopped.await;
+            };
+            channels.serve(listener, routes, stopped).await
+        });
+        self.stop = Some(stop);
+    }
+
+    fn cut(&mut self) {
+        self.stop = None;
+    }
+
+    async fn next(&mut self) -> Data {
+        let inbound = tokio::time::timeout(Duration::from_secs(20), self.inbound.recv())
+            .await
+            .expect("in time")
+            .expect("open");
+        match inbound.body {
+            Body::Data(data) => data,
+            Body::Speakers(_) => panic!("no levels were sent"),
+        }
+    }
+}
+
+fn data(number: u32) -> Body {
+    Body::Data(Data {
+        room: "r".into(),
+        sequence: number,
+        ..Data::default()
+    })
+}
+
+#[tokio::test]
+async fn reliable_frames_arrive_in_order_and_once_across_breaks() {
+    let mut receiver = Side::new(2).await;
+    let sender = Mesh::new(own(1), channels(SECRET), metrics());
+    sender.set_nodes(&BTreeMap::from([(NodeId(2), receiver.address.clone())]));
+    let mut expected = 0;
+    for round in 0..3_u32 {
+        for number in 0..500 {
+            assert!(sender.send(NodeId(2), data(round * 500 + number), true));
+        }
+        for _ in 0..250 {
+            assert_eq!(receiver.next().await.sequence, expected);
+            expected += 1;
+        }
+        receiver.cut();
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        receiver.serve().await;
+        for _ in 0..250 {
+            assert_eq!(receiver.next().await.sequence, expected);
+            expected += 1;
+        }
+    }
+    assert!(sender.is_alive(NodeId(2), Duration::from_secs(5)));
+    let health = sender.health()[&NodeId(2)];
+    assert_eq!(health.boot, Some(BootId(200)));
+    assert!(!sender.send(NodeId(3), data(0), true), "no such node");
+}
+
+#[tokio::test]
+async fn silent_nodes_are_not_alive() {
+    let mut receiver = Side::new(2).await;
+    let sender = Mesh::new(own(1), channels(SECRET), metrics());
+    sender.set_nodes(&BTreeMap::from([(NodeId(2), receiver.address.clone())]));
+    sender.send(NodeId(2), data(0), true);
+    receiver.next().await;
+    receiver.cut();
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    assert!(!sender.is_alive(NodeId(2), Duration::from_millis(500)));
+    assert!(sender.is_alive(NodeId(1), Duration::ZERO), "this node itself");
+}
+
+fn request() -> EnrollRequest {
+    EnrollRequest {
+        cluster: "test".into(),
+        node: 3,
+        boot: 300,
+        config_hash: vec![7; 32].into(),
+        wall_clock_ms: 0,
+        version: String::new(),
+        address: "there:1".into(),
+        cluster_id: String::new(),
+    }
+}
+
+#[tokio::test]
+async fn fitting_nodes_get_the_certificate() {
+    let side = Side::new(2).await;
+    let seeds = ["127.0.0.1:1".to_owned(), side.address.clone()];
+    let enrolled = enroll::enroll(&channels(SECRET), SECRET, &seeds, &request())
+        .await
+        .expect("let in");
+    assert_eq!(enrolled.cluster_id, "C_1");
+    assert_eq!(enrolled.certificate, b"PEM");
+}
+
+#[tokio::test]
+async fn others_are_refused_with_what_to_do() {
+    let side = Side::new(2).await;
+    let seeds = [side.address.clone()];
+    let refused = async |request: EnrollRequest, secret: &'static str| {
+        enroll::enroll(&channels(secret), secret, &seeds, &request)
+            .await
+            .expect_err("refused")
+            .to_string()
+    };
+    let with = |change: fn(&mut EnrollRequest)| {
+        let mut request = request();
+        change(&mut request);
+        request
+    };
+    let text = refused(request(), "another secret").await;
+    assert!(text.contains("secret"), "{text}");
+    let text = refused(with(|r| r.cluster = "other".into()), SECRET).await;
+    assert!(text.contains("called `test`"), "{text}");
+    let text = refused(with(|r| r.node = 2), SECRET).await;
+    assert!(text.contains("node id 2 is in use"), "{text}");
+    let text = refused(with(|r| r.config_hash = vec![8; 32].into()), SECRET).await;
+    assert!(text.contains("docs/config.md"), "{text}");
+    let text = refused(with(|r| r.cluster_id = "C_2".into()), SECRET).await;
+    assert!(text.contains("another cluster"), "{text}");
+}
+
+#[tokio::test]
+async fn without_an_answer_it_says_whom_it_asked() {
+    let seeds = ["127.0.0.1:1".to_owned()];
+    let error = enroll::enroll(&channels(SECRET), SECRET, &seeds, &request())
+        .await
+        .expect_err("nobody there");
+    assert!(matches!(error, EnrollError::Unreachable { .. }));
+    assert!(error.to_string().contains("127.0.0.1:1"), "{error}");
+}
