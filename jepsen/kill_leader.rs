@@ -222,7 +222,7 @@ fn write(id: u64, url: &str, room: &str, history: &History, stop: &AtomicBool) {
             Err(failure) => {
                 history.record(
                     &process,
-                    Kind::Info,
+                    outcome_of(&failure),
                     "write",
                     &name,
                     id,
@@ -231,6 +231,13 @@ fn write(id: u64, url: &str, room: &str, history: &History, stop: &AtomicBool) {
             }
         }
     }
+}
+
+/// A refusal in so many words was not applied; of anything else the outcome is unknown.
+fn outcome_of(failure: &anyhow::Error) -> Kind {
+    let text = format!("{failure:#}");
+    let refusals = ["permission_denied", "invalid_argument", "unauthenticated", "resource_exhausted"];
+    if refusals.iter().any(|code| text.contains(code)) { Kind::Fail } else { Kind::Info }
 }
 
 /// Who joined, who publishes and which rooms were written, as a survivor says.

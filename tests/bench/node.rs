@@ -9,7 +9,6 @@ use flotilla_model::command::{Command, CreateRoom};
 use flotilla_model::id::{NodeId, RequestId, RoomName, RoomSid};
 use flotilla_model::room::RoomOptions;
 use flotilla_raft::{Channels, ChannelsConfig, Group, GroupConfig, Groups, ProposeError};
-use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 use tonic::Status;
 use tonic::service::Routes;
@@ -67,11 +66,12 @@ pub(crate) async fn serve(arguments: Arguments) -> Result<()> {
     let serving = tonic::transport::Server::builder()
         .add_routes(routes)
         .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)));
-    let mut input = tokio::io::stdin();
-    let mut byte = [0];
+    let parent = tokio::task::spawn_blocking(|| {
+        let _ = std::io::Read::read(&mut std::io::stdin(), &mut [0]);
+    });
     tokio::select! {
         served = serving => served.context("client port"),
-        _ = input.read(&mut byte) => Ok(()),
+        _ = parent => Ok(()),
     }
 }
 
