@@ -91,13 +91,13 @@ def test_layer_change_changes_the_picture(cluster, room):
         one = Client(cluster.url(1), room, "one")
         two = Client(cluster.url(2), room, "two")
         async with together(one, two):
-            await one.publish_counter(640, 360, simulcast=True)
-            await until(lambda: two.sizes.get("one") == (640, 360), 20, "the full picture arrives")
+            await one.publish_counter(960, 540, simulcast=True)
+            await until(lambda: two.sizes.get("one") == (960, 540), 20, "the full picture arrives")
             (publication,) = two.room.remote_participants["one"].track_publications.values()
             publication.set_video_quality(rtc.VideoQuality.VIDEO_QUALITY_LOW)
             await until(lambda: two.sizes["one"][0] <= 320, 15, "the small picture arrives")
             publication.set_video_quality(rtc.VideoQuality.VIDEO_QUALITY_HIGH)
-            await until(lambda: two.sizes["one"] == (640, 360), 20, "the full picture is back")
+            await until(lambda: two.sizes["one"] == (960, 540), 20, "the full picture is back")
 
     asyncio.run(scenario())
 
