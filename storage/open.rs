@@ -167,12 +167,7 @@ fn scan<C: RaftTypeConfig>(
             scan.garbage.push(bytes);
             continue;
         }
-        let further = || {
-            records
-                .next_if(|next| is_part(next))
-                .transpose()
-                .map_err(failed)
-        };
+        let further = || records.next_if(is_part).transpose().map_err(failed);
         let run = read_run(&bytes, &value, further).map_err(open_error)?;
         let mut count = 0;
         let mut last = None;
