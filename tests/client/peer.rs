@@ -162,7 +162,6 @@ async fn connection(options: &Options, handler: Handler) -> Result<Arc<dyn PeerC
         let parameters = RTCRtpCodecParameters {
             rtp_codec,
             payload_type,
-            ..Default::default()
         };
         media.register_codec(parameters, kind)?;
     }

@@ -16,7 +16,7 @@ JS = pathlib.Path(__file__).resolve().parent.parent / "js"
 
 def run(name, seconds, **environment):
     done = subprocess.run(
-        ["node", "--test", "--test-reporter=spec", name],
+        ["node", "--test", "--test-force-exit", "--test-reporter=spec", name],
         cwd=JS,
         env=dict(os.environ, **environment),
         timeout=seconds,
