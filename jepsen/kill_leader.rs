@@ -236,8 +236,17 @@ fn write(id: u64, url: &str, room: &str, history: &History, stop: &AtomicBool) {
 /// A refusal in so many words was not applied; of anything else the outcome is unknown.
 fn outcome_of(failure: &anyhow::Error) -> Kind {
     let text = format!("{failure:#}");
-    let refusals = ["permission_denied", "invalid_argument", "unauthenticated", "resource_exhausted"];
-    if refusals.iter().any(|code| text.contains(code)) { Kind::Fail } else { Kind::Info }
+    let refusals = [
+        "permission_denied",
+        "invalid_argument",
+        "unauthenticated",
+        "resource_exhausted",
+    ];
+    if refusals.iter().any(|code| text.contains(code)) {
+        Kind::Fail
+    } else {
+        Kind::Info
+    }
 }
 
 /// Who joined, who publishes and which rooms were written, as a survivor says.

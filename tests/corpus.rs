@@ -22,7 +22,11 @@ fn every_target_survives_its_corpus_and_mutations_of_it() {
         }
         assert!(!inputs.is_empty(), "the corpus of {name} is empty");
         // A certificate is made for each run of the engine: fewer of those.
-        let mutations = if *name == "datagrams" { MUTATIONS / 10 } else { MUTATIONS };
+        let mutations = if *name == "datagrams" {
+            MUTATIONS / 10
+        } else {
+            MUTATIONS
+        };
         let seed = 0x00f1_0711_1a00;
         let mut rng = StdRng::seed_from_u64(seed);
         for input in &inputs {
@@ -38,8 +42,8 @@ fn every_target_survives_its_corpus_and_mutations_of_it() {
 fn targets_names_and_corpus_agree() {
     for (name, _) in targets::TARGETS {
         let _ = targets::target(name);
-        let file = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join(format!("fuzz/fuzz_targets/{name}.rs"));
+        let file =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("fuzz/fuzz_targets/{name}.rs"));
         assert!(file.is_file(), "{} is missing", file.display());
     }
 }

@@ -43,7 +43,7 @@ mod stream;
 pub(crate) mod tests;
 
 /// Generated from `proto/admin.proto`, which documents it.
-#[expect(missing_docs, clippy::use_self, reason = "generated code")]
+#[expect(missing_docs, reason = "generated code")]
 pub mod proto {
     tonic::include_proto!("flotilla.admin.v1");
 }

@@ -196,14 +196,13 @@ impl Hub {
                     rooms.tracks.remove(track);
                 }
             }
-            RoomEvent::Closed(_) => {
+            RoomEvent::Closed(_)
                 if rooms
                     .rooms
                     .get(name)
-                    .is_some_and(|local| local.sessions.is_empty())
-                {
-                    rooms.rooms.remove(name);
-                }
+                    .is_some_and(|local| local.sessions.is_empty()) =>
+            {
+                rooms.rooms.remove(name);
             }
             _ => {}
         }

@@ -26,7 +26,7 @@ mod service;
 pub use service::{MeshService, ServiceConfig, crash};
 
 /// Generated from `proto/mesh.proto`.
-#[expect(missing_docs, clippy::use_self, reason = "generated code")]
+#[expect(missing_docs, reason = "generated code")]
 pub mod proto {
     tonic::include_proto!("flotilla.mesh.v1");
 }

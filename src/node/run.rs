@@ -406,10 +406,9 @@ impl Node {
         self.leave_nobody_behind().await;
         self.group.shutdown().await;
         self.mesh.stop();
-        for port in [self.stop_cluster_port.take(), self.stop_admin_port.take()] {
-            if let Some(stop) = port {
-                let _ = stop.send(());
-            }
+        let ports = [self.stop_cluster_port.take(), self.stop_admin_port.take()];
+        for stop in ports.into_iter().flatten() {
+            let _ = stop.send(());
         }
         self.tasks.shutdown().await;
         self.hub.broadcast(|| Message::Shutdown);

@@ -167,7 +167,7 @@ struct Task {
     admission: Option<oneshot::Sender<Result<(), HttpError>>>,
     /// By when the WebSocket must be there.
     connect_by: Option<Instant>,
-    early: Vec<Box<SignalResponse>>,
+    early: Vec<SignalResponse>,
     proposal: Option<Proposal>,
     /// The shard knows this session.
     attached: bool,
@@ -283,7 +283,7 @@ impl Task {
                 let sent = self
                     .early
                     .drain(..)
-                    .all(|response| connection.send(response));
+                    .all(|response| connection.send(Box::new(response)));
                 self.connection = Some(connection);
                 if !sent {
                     self.lose_connection(now);
@@ -392,19 +392,15 @@ impl Task {
                 self.connect_by = Some(Instant::now() + CONNECT_MAX);
             }
         }
-        match &self.connection {
-            Some(connection) => {
-                if !connection.send(response) {
-                    let connection = connection.id();
-                    debug!("the client does not read; cutting it off");
-                    self.node.metrics.slow_sockets.inc();
-                    self.inbox.deliver(Message::SignalClosed { connection });
-                }
+        if let Some(connection) = &self.connection {
+            if !connection.send(response) {
+                let connection = connection.id();
+                debug!("the client does not read; cutting it off");
+                self.node.metrics.slow_sockets.inc();
+                self.inbox.deliver(Message::SignalClosed { connection });
             }
-            None if self.connect_by.is_some() && self.early.len() < EARLY_MAX => {
-                self.early.push(response);
-            }
-            None => {}
+        } else if self.connect_by.is_some() && self.early.len() < EARLY_MAX {
+            self.early.push(*response);
         }
     }
 

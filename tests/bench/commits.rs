@@ -86,8 +86,14 @@ async fn bench(arguments: &Arguments) -> Result<()> {
             sides.push(cluster.with_context(|| format!("starting {}", kind.name()))?);
         }
     }
-    println!("3 voters on loopback, fsync, values of {} bytes", arguments.bytes);
-    println!("{:>8} {:>10} {:>10} {:>10} {:>10}", "writers", "side", "ops/s", "p50 µs", "p99 µs");
+    println!(
+        "3 voters on loopback, fsync, values of {} bytes",
+        arguments.bytes
+    );
+    println!(
+        "{:>8} {:>10} {:>10} {:>10} {:>10}",
+        "writers", "side", "ops/s", "p50 µs", "p99 µs"
+    );
     let mut rows = Vec::new();
     let round = Duration::from_secs(arguments.seconds);
     for &writers in &arguments.writers {

@@ -42,7 +42,9 @@ pub(crate) async fn serve(arguments: Arguments) -> Result<()> {
     let listener = TcpListener::bind(&arguments.cluster).await?;
     let routes = Groups::from(group.clone()).routes(&channels);
     tokio::spawn(async move {
-        let ended = channels.serve(listener, routes, std::future::pending()).await;
+        let ended = channels
+            .serve(listener, routes, std::future::pending())
+            .await;
         tracing::error!(?ended, "cluster port");
     });
     match &arguments.seed {
@@ -55,14 +57,22 @@ pub(crate) async fn serve(arguments: Arguments) -> Result<()> {
             loop {
                 tokio::time::sleep(std::time::Duration::from_secs(2)).await;
                 let h = group.health();
-                eprintln!("{} {:?} mean {:?} max {:?} commits {}", group.status().node, group.status().role, h.latency_mean, h.latency_max, h.commits);
+                eprintln!(
+                    "{} {:?} mean {:?} max {:?} commits {}",
+                    group.status().node,
+                    group.status().role,
+                    h.latency_mean,
+                    h.latency_max,
+                    h.commits
+                );
             }
         });
     }
     let handler = Arc::new(Node { group });
     let listener = TcpListener::bind(&arguments.client).await?;
-    let routes = Routes::new(Server::<_, false>::new(Arc::clone(&handler)))
-        .add_service(Server::<_, true>::new(Arc::clone(&handler)));
+    let routes =
+        Routes::new(Server::<_, false>::new(Arc::clone(&handler)))
+            .add_service(Server::<_, true>::new(Arc::clone(&handler)));
     let serving = tonic::transport::Server::builder()
         .add_routes(routes)
         .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)));

@@ -73,7 +73,7 @@ async fn media_between_the_others_goes_on_when_the_leader_dies() -> Result<()> {
         .windows(2)
         .filter(|pair| pair[1].sequence != pair[0].sequence.wrapping_add(1))
         .count();
-    println!("longest gap after the leader's death {gap:?}, {lost} breaks in the sequence");
+    eprintln!("longest gap after the leader's death {gap:?}, {lost} breaks in the sequence");
     ensure!(lost == 0, "{lost} breaks in the sequence");
     ensure!(gap < Duration::from_millis(50), "media stopped for {gap:?}");
 

@@ -12,17 +12,17 @@ use flotilla_model::encoding;
 use flotilla_model::id::{BootId, Identity, NodeId, UnixMillis};
 use flotilla_signal::config::SessionConfig;
 use flotilla_signal::connect::Endpoint;
-use flotilla_signal::data::packet;
+use flotilla_signal::data;
 use flotilla_signal::id_source::IdSource;
 use flotilla_signal::room_service::{ApiRequest, Format};
-use flotilla_signal::token::{Claims, Keys};
+use flotilla_signal::token::{Claims, Keys, VideoGrant};
 use flotilla_signal::{connect, room_service, token, wire};
 
 /// A target: name and function.
-pub type Target = (&'static str, fn(&[u8]));
+pub(crate) type Target = (&'static str, fn(&[u8]));
 
 /// All of them; the corpus has a folder for each.
-pub const TARGETS: &[Target] = &[
+pub(crate) const TARGETS: &[Target] = &[
     ("signal_binary", signal_binary),
     ("signal_text", signal_text),
     ("join_request", join_request),
@@ -44,8 +44,12 @@ pub const TARGETS: &[Target] = &[
 /// # Panics
 /// If there is none.
 #[must_use]
-pub fn target(name: &str) -> fn(&[u8]) {
-    TARGETS.iter().find(|(known, _)| *known == name).expect("the target exists").1
+pub(crate) fn target(name: &str) -> fn(&[u8]) {
+    TARGETS
+        .iter()
+        .find(|(known, _)| *known == name)
+        .expect("the target exists")
+        .1
 }
 
 const BYTES_MAX: usize = 2 << 20;
@@ -67,7 +71,9 @@ fn join_request(bytes: &[u8]) {
 }
 
 fn upgrade_query(bytes: &[u8]) {
-    let Ok(query) = std::str::from_utf8(bytes) else { return };
+    let Ok(query) = std::str::from_utf8(bytes) else {
+        return;
+    };
     let config = SessionConfig::new(NodeId(1), keys());
     for endpoint in [Endpoint::V0, Endpoint::V1] {
         let _ = connect::connect(endpoint, query, None, &config, UnixMillis(0));
@@ -81,16 +87,16 @@ fn verify_token(bytes: &[u8]) {
 }
 
 fn data_packet(bytes: &[u8]) {
-    let seen = packet::inspect(bytes);
-    let with = packet::Rewrite {
+    let seen = data::inspect(bytes);
+    let with = data::Rewrite {
         lossy: false,
         identity: "somebody",
         sid: "PA_x",
         sequence: 7,
         destinations: &[Identity::from("other")],
     };
-    if let Ok(written) = packet::rewrite(bytes, &with) {
-        let again = packet::inspect(&written).expect("what we wrote can be read");
+    if let Ok(written) = data::rewrite(bytes, &with) {
+        let again = data::inspect(&written).expect("what we wrote can be read");
         assert_eq!(again.participant_identity, "somebody");
         assert_eq!(again.sequence, 7);
         assert!(seen.is_ok() || !again.destinations.is_empty());
@@ -98,7 +104,9 @@ fn data_packet(bytes: &[u8]) {
 }
 
 fn room_service_call(bytes: &[u8]) {
-    let Some((first, body)) = bytes.split_first() else { return };
+    let Some((first, body)) = bytes.split_first() else {
+        return;
+    };
     let methods = [
         "CreateRoom",
         "ListRooms",
@@ -112,14 +120,23 @@ fn room_service_call(bytes: &[u8]) {
         "SendData",
         "UpdateRoomMetadata",
     ];
-    let mut claims = Claims::default();
-    claims.video.room_create = true;
-    claims.video.room_list = true;
-    claims.video.room_admin = true;
-    claims.video.room = "room".to_owned();
+    let claims = Claims {
+        video: Some(VideoGrant {
+            room_create: true,
+            room_list: true,
+            room_admin: true,
+            room: "room".to_owned(),
+            ..VideoGrant::default()
+        }),
+        ..Claims::default()
+    };
     let request = ApiRequest {
         method: methods[usize::from(first >> 1) % methods.len()],
-        format: if first & 1 == 0 { Format::Protobuf } else { Format::Json },
+        format: if first & 1 == 0 {
+            Format::Protobuf
+        } else {
+            Format::Json
+        },
         body,
         claims: &claims,
         config: &SessionConfig::new(NodeId(1), keys()),
@@ -131,7 +148,10 @@ fn room_service_call(bytes: &[u8]) {
 fn log_entry(bytes: &[u8]) {
     if let Ok(entry) = encoding::decode_entry(bytes) {
         let written = encoding::encode_entry(&entry);
-        assert_eq!(encoding::decode_entry(&written).expect("what we wrote can be read"), entry);
+        assert_eq!(
+            encoding::decode_entry(&written).expect("what we wrote can be read"),
+            entry
+        );
         let mut state = flotilla_model::State::default();
         let _ = state.apply(&entry);
     }
@@ -167,7 +187,9 @@ fn datagrams(bytes: &[u8]) {
     let mut engine = Engine::new(now, config);
     let mut rest = bytes;
     while let [high, low, pause, tail @ ..] = rest {
-        let length = (usize::from(*high) << 8 | usize::from(*low)).min(tail.len()).min(2048);
+        let length = (usize::from(*high) << 8 | usize::from(*low))
+            .min(tail.len())
+            .min(2048);
         let (datagram, after) = tail.split_at(length);
         rest = after;
         let from = std::net::SocketAddr::from(([127, 0, 0, 1], 1000 + u16::from(*pause)));
@@ -196,7 +218,9 @@ fn rtcp_compound(bytes: &[u8]) {
 }
 
 fn payload(bytes: &[u8]) {
-    let Some((first, rest)) = bytes.split_first() else { return };
+    let Some((first, rest)) = bytes.split_first() else {
+        return;
+    };
     if let Some(codec) = codec::Codec::from_number(first % 6) {
         let _ = codec::inspect(codec, rest);
     }

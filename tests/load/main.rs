@@ -5,6 +5,7 @@
 //! server's `/proc/<pid>/task/*/schedstat`, packets are counted where they arrive. Runs Flotilla, and
 //! in the same run any other LiveKit-compatible server whose binary is named (`--livekit PATH`).
 
+#[expect(clippy::print_stdout, reason = "the table is what the program is for")]
 mod lab;
 mod measure;
 

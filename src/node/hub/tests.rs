@@ -135,7 +135,11 @@ async fn messages_reach_whom_they_are_for_and_joiners_once() {
     world.send("anna", 4, &[]);
     assert_eq!(data(&mut anna).await, [0; 0], "not the sender");
     assert_eq!(data(&mut ben).await, [1, 3, 4]);
-    assert_eq!(data(&mut cleo).await, [1, 2, 4], "from the cache, then directly");
+    assert_eq!(
+        data(&mut cleo).await,
+        [1, 2, 4],
+        "from the cache, then directly"
+    );
 }
 
 #[tokio::test]
@@ -147,7 +151,12 @@ async fn a_session_hears_data_only_after_its_join() {
     world.hub.register(&"r".into(), &sid, &"x".into(), &inbox);
     world.send("anna", 1, &[]);
     assert_eq!(data(&mut outlet).await, [0; 0]);
-    assert!(world.hub.find(&"r".into(), &"x".into(), Some(&sid)).is_none());
+    assert!(
+        world
+            .hub
+            .find(&"r".into(), &"x".into(), Some(&sid))
+            .is_none()
+    );
 }
 
 #[tokio::test]
@@ -179,7 +188,11 @@ async fn rooms_are_forgotten_with_their_last_session() {
         revoke_before: None,
     });
     world.apply(Command::DeleteRoom { room: "r".into() });
-    assert_eq!(world.hub.session_count(), 1, "the session has not ended yet");
+    assert_eq!(
+        world.hub.session_count(),
+        1,
+        "the session has not ended yet"
+    );
     world.hub.unregister(&"r".into(), &"PA_anna".into());
     assert!(world.hub.lock().rooms.is_empty());
 }

@@ -158,7 +158,10 @@ async fn silent_nodes_are_not_alive() {
     receiver.cut();
     tokio::time::sleep(Duration::from_millis(900)).await;
     assert!(!sender.is_alive(NodeId(2), Duration::from_millis(500)));
-    assert!(sender.is_alive(NodeId(1), Duration::ZERO), "this node itself");
+    assert!(
+        sender.is_alive(NodeId(1), Duration::ZERO),
+        "this node itself"
+    );
 }
 
 fn request() -> EnrollRequest {
