@@ -149,10 +149,13 @@ impl Client {
             channels,
             driver,
         };
-        tokio::time::timeout(options.timeout, is_up)
+        let up = tokio::time::timeout(options.timeout, is_up)
             .await
-            .context("the subscriber connection did not come up")?
-            .context("the session ended before its connection came up")?;
+            .context("the subscriber connection did not come up")?;
+        if up.is_err() {
+            client.driver.await.context("the session's task")??;
+            bail!("the session ended before its connection came up");
+        }
         Ok(client)
     }
 
@@ -266,9 +269,12 @@ async fn drive(mut driver: Driver) -> Result<()> {
         tokio::select! {
             told = driver.socket.next() => match told {
                 Ok(Some(told)) => {
-                    let ended = matches!(told, Told::Leave(_));
+                    let ended = match &told {
+                        Told::Leave(leave) => Some(format!("the server ended the session: {leave:?}")),
+                        _ => None,
+                    };
                     if let Err(failure) = driver.hear(told).await { break Err(failure); }
-                    if ended { break Ok(()); }
+                    if let Some(why) = ended { break Err(anyhow::anyhow!(why)); }
                 }
                 Ok(None) => break Ok(()),
                 Err(failure) => break Err(failure),

@@ -10,6 +10,7 @@ use livekit_protocol as proto;
 use prost::Message as _;
 use rtc::data_channel::RTCDataChannelInit;
 use rtc::media_stream::MediaStreamTrack;
+use rtc::peer_connection::transport::RTCDtlsRole;
 use rtc::rtp_transceiver::rtp_sender::{
     RTCRtpCodec, RTCRtpCodecParameters, RTCRtpCodingParameters, RTCRtpEncodingParameters,
     RtpCodecKind,
@@ -22,7 +23,7 @@ use webrtc::media_stream::track_remote::{TrackRemote, TrackRemoteEvent};
 use webrtc::peer_connection::{
     MediaEngine, PeerConnection, PeerConnectionBuilder, PeerConnectionEventHandler,
     RTCConfigurationBuilder, RTCPeerConnectionState, RTCSessionDescription, Registry,
-    register_default_interceptors,
+    SettingEngineBuilder, register_default_interceptors,
 };
 
 use super::{Message, Options, Packet, SharedChannel};
@@ -170,10 +171,15 @@ async fn connection(options: &Options, handler: Handler) -> Result<Arc<dyn PeerC
     } else {
         Registry::new()
     };
+    // Browsers answer `actpass` as DTLS client; this crate would not when the offerer is ICE-lite.
+    let settings = SettingEngineBuilder::new()
+        .with_answering_dtls_role(RTCDtlsRole::Client)
+        .build();
     let built = PeerConnectionBuilder::new()
         .with_configuration(RTCConfigurationBuilder::new().build())
         .with_media_engine(media)
         .with_interceptor_registry(registry)
+        .with_setting_engine(settings)
         .with_handler(Arc::new(handler))
         .with_udp_addrs(vec![options.bind.clone()])
         .build()

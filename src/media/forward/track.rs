@@ -304,7 +304,14 @@ impl Track {
         let reference = self.reference;
         for outbound in &mut self.outbound {
             if outbound.layers & 1 << layer != 0 {
-                outbound.send(around.now, reference, layer, stream, &packet, around);
+                outbound.send(
+                    reference,
+                    layer,
+                    stream,
+                    &packet,
+                    accepted.is_repair,
+                    around,
+                );
             }
         }
         let is_late = stream.highest() != Some(accepted.sequence);
@@ -362,7 +369,9 @@ impl Track {
                 continue;
             };
             let is_on = subscription.is_on(subscription.target, layer.stream.generation);
-            if !is_on && self.kind == Kind::Video && layer.is_live && !self.is_muted {
+            let is_usable =
+                layer.stream.highest().is_none() || subscription.accepts(layer.stream.codec);
+            if !is_on && is_usable && self.kind == Kind::Video && layer.is_live && !self.is_muted {
                 layer.stream.key_frames.want();
             }
         }
@@ -505,17 +514,17 @@ impl Outbound {
 
     fn send<W: Wire>(
         &mut self,
-        now: Instant,
         track: TrackRef,
         layer: usize,
         stream: &Stream,
         packet: &Shared<'_>,
+        is_repair: bool,
         around: &mut Surroundings<'_, W>,
     ) {
         let Some(link) = around.links.get_mut(&self.node) else {
             return;
         };
-        let media = media_head(now, track, layer, stream, packet, false);
+        let media = media_head(around.now, track, layer, stream, packet, is_repair);
         link.send(around.wire, |buffer| {
             write_media(buffer, &media, packet.payload)
         });
@@ -524,7 +533,8 @@ impl Outbound {
     }
 }
 
-/// Head of a relayed packet.
+/// Head of a relayed packet. `is_repair`: it is late because it was lost, here or before, so its
+/// lateness tells nothing of the path.
 #[must_use]
 pub fn media_head(
     now: Instant,

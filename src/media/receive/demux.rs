@@ -57,9 +57,10 @@ impl Section {
         }
     }
 
-    /// The codec with this payload type, or whose retransmissions have it, and its clock rate.
+    /// The codec with this payload type, or whose retransmissions have it; its clock rate, and
+    /// whether its retransmissions are told apart.
     #[must_use]
-    pub fn codec(&self, payload_type: u8, is_repair: bool) -> Option<(Codec, u32)> {
+    pub fn codec(&self, payload_type: u8, is_repair: bool) -> Option<(Codec, u32, bool)> {
         let index = self.negotiated.codecs.iter().position(|codec| {
             if is_repair {
                 codec.rtx_pt == Some(payload_type)
@@ -67,7 +68,9 @@ impl Section {
                 codec.pt == payload_type
             }
         })?;
-        Some((self.codecs[index], self.negotiated.codecs[index].clock_rate))
+        let negotiated = &self.negotiated.codecs[index];
+        let has_repair = negotiated.rtx_pt.is_some();
+        Some((self.codecs[index], negotiated.clock_rate, has_repair))
     }
 
     fn layer_of_rid(&self, rid: &[u8]) -> Option<usize> {

@@ -36,6 +36,17 @@ struct Missing {
     tries: u8,
 }
 
+/// Whether a packet was sent again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// The sender marks repairs (RTX, relays) and this is none.
+    Original,
+    /// It was sent again.
+    Repair,
+    /// The sender's repairs look like originals.
+    Unknown,
+}
+
 /// What is known about a missing packet that arrived after all.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Repaired {
@@ -58,7 +69,6 @@ pub struct NackGenerator {
     /// Lowest number that was not asked for yet.
     unasked: Option<u64>,
     next: Option<Instant>,
-    rtt: Duration,
     given_up: u64,
     asked: u64,
 }
@@ -74,7 +84,6 @@ impl NackGenerator {
             highest: 0,
             unasked: None,
             next: None,
-            rtt: Duration::ZERO,
             given_up: 0,
             asked: 0,
         }
@@ -165,8 +174,8 @@ impl NackGenerator {
         self.next = Some(self.next.map_or(at, |next| next.min(at)));
     }
 
-    /// A packet below the highest number arrived; `is_repair` if it is known to be a retransmission.
-    pub fn arrived(&mut self, now: Instant, sequence: u64, is_repair: bool) -> Repaired {
+    /// A packet below the highest number arrived.
+    pub fn arrived(&mut self, now: Instant, sequence: u64, origin: Origin) -> Repaired {
         let found = self
             .missing
             .binary_search_by_key(&sequence, |missing| missing.sequence);
@@ -182,8 +191,11 @@ impl NackGenerator {
         let asked = missing
             .asked
             .map(|at| (missing.tries == 1, now.saturating_duration_since(at)));
-        // An original that comes sooner than an answer could was only overtaken.
-        let was_overtaken = !is_repair && asked.is_none_or(|(_, waited)| waited < self.rtt / 2);
+        let was_overtaken = match origin {
+            Origin::Original => true,
+            Origin::Repair => false,
+            Origin::Unknown => asked.is_none(),
+        };
         self.learn(now, &missing, was_overtaken);
         if self.missing.is_empty() {
             self.next = None;
@@ -218,6 +230,14 @@ impl NackGenerator {
         }
     }
 
+    /// A packet came twice and its sender's repairs look like originals: it was asked for although
+    /// it was only overtaken.
+    pub fn answered_twice(&mut self) {
+        let tolerance = &mut self.tolerance;
+        tolerance.time = (tolerance.time + Duration::from_millis(1)).min(REORDER_TIME_MAX);
+        tolerance.packets = (tolerance.packets + 2).min(REORDER_PACKETS_MAX);
+    }
+
     /// Forgets everything that is missing.
     pub fn clear(&mut self) {
         self.missing.clear();
@@ -230,7 +250,6 @@ impl NackGenerator {
     /// again.
     pub fn due(&mut self, now: Instant, rtt: Duration, highest: u64, out: &mut [u64]) -> usize {
         self.unasked = None;
-        self.rtt = rtt;
         self.highest = highest;
         let mut count = 0;
         let mut index = 0;
@@ -299,7 +318,7 @@ mod tests {
         nack.lost(now, 5, 6);
         assert_eq!(nack.deadline(), Some(now + REORDER.time));
         assert!(due(&mut nack, now, 6).is_empty());
-        let repaired = nack.arrived(now, 5, false);
+        let repaired = nack.arrived(now, 5, Origin::Unknown);
         assert!(!repaired.was_asked);
         assert!(nack.is_empty());
         assert_eq!(nack.deadline(), None);
@@ -338,7 +357,7 @@ mod tests {
         let mut nack = NackGenerator::new(REORDER);
         nack.lost(now, 5, 6);
         assert_eq!(due(&mut nack, now, 50), [5]);
-        let repaired = nack.arrived(now + RTT, 5, true);
+        let repaired = nack.arrived(now + RTT, 5, Origin::Repair);
         assert_eq!(repaired.round_trip, Some(RTT));
         assert!(due(&mut nack, now + RTT * 9, 60).is_empty());
     }
@@ -368,7 +387,7 @@ mod tests {
             nack.advanced(now, lost + 10);
             let asked = due(&mut nack, now, lost + 10);
             assert_eq!(asked.is_empty(), base > 0, "{base}");
-            let repaired = nack.arrived(now + RTT / 2 - REORDER.time / 2, lost, false);
+            let repaired = nack.arrived(now + RTT / 2, lost, Origin::Original);
             assert!(!repaired.was_asked);
             now += RTT;
         }
@@ -379,7 +398,7 @@ mod tests {
             nack.advanced(now, lost + 12);
             now += RTT;
             due(&mut nack, now, lost + 12);
-            nack.arrived(now + RTT, lost, true);
+            nack.arrived(now + RTT, lost, Origin::Repair);
             now += RTT * 2;
         }
         nack.lost(now, 5_000, 5_001);

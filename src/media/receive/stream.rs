@@ -12,7 +12,7 @@ use flotilla_model::unit::{Bitrate, Size};
 use crate::codec::{Codec, inspect};
 use crate::discard::Discard;
 use crate::receive::keyframe::KeyFrameRequests;
-use crate::receive::nack::{NackGenerator, Reordering};
+use crate::receive::nack::{NackGenerator, Origin, Reordering};
 use crate::receive::report::{Reception, SenderClock, to_ticks};
 use crate::receive::ring::{PAYLOAD_LEN_MAX, Ring, Stored};
 use crate::rtp::extension::Carried;
@@ -57,8 +57,8 @@ pub struct Arrival {
     pub clock_rate: u32,
     /// Extension values to pass on.
     pub carried: Carried,
-    /// Is known to be a retransmission.
-    pub is_repair: bool,
+    /// Whether it was sent again.
+    pub origin: Origin,
     /// When it arrived at the first node.
     pub arrived: Instant,
 }
@@ -68,6 +68,8 @@ pub struct Arrival {
 pub struct Accepted {
     /// Its extended number; the ring has it.
     pub sequence: u64,
+    /// It was lost at first.
+    pub is_repair: bool,
     /// Round trip to the source, if this packet measured it.
     pub round_trip: Option<Duration>,
     /// Where a key frame begins that this packet completes so far, if it does.
@@ -206,7 +208,7 @@ impl Stream {
             return Err(Discard::TooLarge);
         }
         let sequence = self.number(now, arrival)?;
-        let round_trip = self.note_gap(now, sequence, arrival, use_nack)?;
+        let (is_repair, round_trip) = self.note_gap(now, sequence, arrival, use_nack)?;
         let found = inspect(arrival.codec, payload);
         let stored = Stored {
             sequence,
@@ -240,6 +242,7 @@ impl Stream {
         }
         Ok(Accepted {
             sequence,
+            is_repair,
             round_trip,
             key_frame_start,
         })
@@ -255,7 +258,7 @@ impl Stream {
             let number = extended(highest);
             let is_old = number + self.ring.capacity() as u64 <= highest;
             let is_jump = number > highest + JUMP_MAX && !self.expects_gap;
-            self.stale = if is_old && !arrival.is_repair {
+            self.stale = if is_old && arrival.origin != Origin::Repair {
                 self.stale + 1
             } else {
                 0
@@ -285,20 +288,24 @@ impl Stream {
         Ok(number)
     }
 
-    /// Books the packet's place in the sequence; returns a sample of the round trip if it has one.
+    /// Books the packet's place in the sequence; returns whether it had been lost, and a sample of
+    /// the round trip if it gives one.
     fn note_gap(
         &mut self,
         now: Instant,
         sequence: u64,
         arrival: &Arrival,
         use_nack: bool,
-    ) -> Result<Option<Duration>, Discard> {
+    ) -> Result<(bool, Option<Duration>), Discard> {
         let mut round_trip = None;
-        let mut is_repair = arrival.is_repair;
+        let mut is_repair = arrival.origin == Origin::Repair;
         match self.highest {
             Some(highest) if sequence <= highest => {
                 if self.ring.find(sequence).is_some() {
                     self.counters.duplicates += 1;
+                    if arrival.origin == Origin::Unknown {
+                        self.nack.answered_twice();
+                    }
                     return Err(Discard::Duplicate);
                 }
                 if sequence < self.first {
@@ -307,7 +314,7 @@ impl Stream {
                     }
                     self.first = sequence;
                 }
-                let repaired = self.nack.arrived(now, sequence, arrival.is_repair);
+                let repaired = self.nack.arrived(now, sequence, arrival.origin);
                 is_repair |= repaired.was_asked;
                 round_trip = repaired.round_trip;
             }
@@ -324,7 +331,7 @@ impl Stream {
         self.counters.repaired += u64::from(is_repair);
         let transit = (!is_repair).then(|| self.transit(now, arrival));
         self.reception.received(sequence, transit);
-        Ok(round_trip)
+        Ok((is_repair, round_trip))
     }
 
     /// Arrival in RTP clock units less the timestamp, up to a constant.

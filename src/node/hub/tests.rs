@@ -31,11 +31,26 @@ impl World {
         };
         let channels = Channels::new(ChannelsConfig::new("secret"));
         let mesh = Mesh::new(own, channels, metrics.clone());
-        Self {
+        let mut world = Self {
             hub: Hub::new(NodeId(1), mesh, metrics),
             state: State::default(),
             requests: 0,
+        };
+        for id in [1, 2] {
+            world.apply(Command::PutNode(flotilla_model::cluster::Node {
+                id: NodeId(id),
+                region: "local".into(),
+                boot: BootId(id),
+                cluster_address: String::new(),
+                admin_address: String::new(),
+                client_url: String::new(),
+                relay_addresses: Vec::new(),
+                capacity: 0,
+                state: flotilla_model::cluster::NodeState::Serving,
+                version: String::new(),
+            }));
         }
+        world
     }
 
     fn apply(&mut self, command: Command) {

@@ -149,35 +149,6 @@ async fn reliable_frames_arrive_in_order_and_once_across_breaks() {
 }
 
 #[tokio::test]
-async fn silent_nodes_are_not_alive() {
-    let mut receiver = Side::new(2).await;
-    let sender = Mesh::new(own(1), channels(SECRET), metrics());
-    sender.set_nodes(&BTreeMap::from([(NodeId(2), receiver.address.clone())]));
-    sender.send(NodeId(2), data(0), true);
-    receiver.next().await;
-    receiver.cut();
-    tokio::time::sleep(Duration::from_millis(900)).await;
-    assert!(!sender.is_alive(NodeId(2), Duration::from_millis(500)));
-    assert!(
-        sender.is_alive(NodeId(1), Duration::ZERO),
-        "this node itself"
-    );
-}
-
-fn request() -> EnrollRequest {
-    EnrollRequest {
-        cluster: "test".into(),
-        node: 3,
-        boot: 300,
-        config_hash: vec![7; 32].into(),
-        wall_clock_ms: 0,
-        version: String::new(),
-        address: "there:1".into(),
-        cluster_id: String::new(),
-    }
-}
-
-#[tokio::test]
 async fn fitting_nodes_get_the_certificate() {
     let side = Side::new(2).await;
     let seeds = ["127.0.0.1:1".to_owned(), side.address.clone()];

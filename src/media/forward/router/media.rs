@@ -10,6 +10,7 @@ use crate::forward::Wire;
 use crate::forward::router::{Router, describe};
 use crate::forward::track::{Surroundings, Track};
 use crate::receive::demux::{Binding, Section, Unknown};
+use crate::receive::nack::Origin;
 use crate::receive::stream::{Arrival, Numbering};
 use crate::rtp::extension::{self, Carried, Identity};
 use crate::rtp::packet::Header;
@@ -128,7 +129,7 @@ impl Router {
             layer.stream.ssrc = header.ssrc;
             peer.any_ssrc = header.ssrc;
         }
-        let (codec, clock_rate) = section
+        let (codec, clock_rate, has_repair) = section
             .codec(header.payload_type, binding.is_repair)
             .ok_or(Discard::UnknownPayloadType)?;
         let arrival = Arrival {
@@ -138,7 +139,13 @@ impl Router {
             codec,
             clock_rate,
             carried,
-            is_repair: binding.is_repair,
+            origin: if binding.is_repair {
+                Origin::Repair
+            } else if has_repair {
+                Origin::Original
+            } else {
+                Origin::Unknown
+            },
             arrived: now,
         };
         let key = section.track;

@@ -13,6 +13,7 @@ use crate::forward::rewrite::Shared;
 use crate::forward::router::{Router, describe};
 use crate::forward::select::choose;
 use crate::forward::track::{REORDER_RELAY, Track, media_head, quality_of};
+use crate::receive::nack::Origin;
 use crate::receive::report::SenderClock;
 use crate::receive::stream::{Arrival, Numbering};
 use crate::relay::keys;
@@ -121,7 +122,11 @@ impl Router {
             codec: media.codec,
             clock_rate: media.clock_rate,
             carried: media.carried,
-            is_repair: media.is_repair,
+            origin: if media.is_repair {
+                Origin::Repair
+            } else {
+                Origin::Original
+            },
             arrived: now.checked_sub(media.age + rtt / 2).unwrap_or(now),
         };
         self.accept(now, key, index, &arrival, payload, wire)

@@ -25,6 +25,9 @@ use crate::stats::TrackSource;
 
 /// Time between ticks. Arrival feedback goes out with each: publishers' estimators want 20–100 ms.
 const TICK: Duration = Duration::from_millis(50);
+/// Least time between two runs, however much hurries: one run covers many changes, and no client can
+/// make it the router's main work.
+const HURRY_PAUSE: Duration = Duration::from_millis(3);
 /// Time between reception reports to publishers.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// Time between updates of loudness.
@@ -43,7 +46,7 @@ const REMB_MIN_BPS: u64 = 1_000_000;
 
 /// When what is due.
 pub(super) struct Timers {
-    /// As soon as possible: the time of the last run.
+    /// Something changed since the last run.
     hurry: bool,
     last: Instant,
     tick: Instant,
@@ -79,10 +82,12 @@ impl Timers {
     }
 
     pub(super) fn next(&self) -> Instant {
+        let at = self.nack.map_or(self.tick, |nack| nack.min(self.tick));
         if self.hurry {
-            return self.last;
+            at.min(self.last + HURRY_PAUSE)
+        } else {
+            at
         }
-        self.nack.map_or(self.tick, |nack| nack.min(self.tick))
     }
 }
 
@@ -97,10 +102,11 @@ fn take_due(at: &mut Instant, now: Instant, interval: Duration) -> bool {
 
 impl Router {
     pub(super) fn run_timers<W: Wire>(&mut self, now: Instant, wire: &mut W) {
-        let is_hurried = std::mem::take(&mut self.timers.hurry);
         let is_tick = take_due(&mut self.timers.tick, now, TICK);
-        self.timers.last = now;
+        let is_hurried = self.timers.hurry && now >= self.timers.last + HURRY_PAUSE;
         if is_tick || is_hurried {
+            self.timers.hurry = false;
+            self.timers.last = now;
             self.select_all(now);
             self.request_key_frames(now, wire);
             self.send_wants(now, wire);

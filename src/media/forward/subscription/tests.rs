@@ -7,6 +7,7 @@ use flotilla_model::track::Kind;
 use super::*;
 use crate::forward::parameters::ExtensionIds;
 use crate::forward::track::REORDER_CLIENT;
+use crate::receive::nack::Origin;
 use crate::receive::stream::{Arrival, Numbering};
 use crate::rtp::extension::Carried;
 use crate::rtp::packet::Header;
@@ -78,7 +79,7 @@ impl Bench {
             codec: Codec::Vp8,
             clock_rate: 90_000,
             carried: Carried::default(),
-            is_repair: false,
+            origin: Origin::Unknown,
             arrived: self.now,
         };
         let accepted = self

@@ -10,7 +10,7 @@ fn arrival(now: Instant, sequence: u16) -> Arrival {
         codec: Codec::Vp8,
         clock_rate: 90_000,
         carried: Carried::default(),
-        is_repair: false,
+        origin: Origin::Unknown,
         arrived: now,
     }
 }
@@ -68,7 +68,7 @@ fn a_repair_fills_the_gap_and_measures_the_round_trip() {
     );
     let later = now + Duration::from_millis(33);
     let mut repair = arrival(later, 11);
-    repair.is_repair = true;
+    repair.origin = Origin::Repair;
     let accepted = stream
         .receive(later, &repair, &DELTA, true)
         .expect("missing");

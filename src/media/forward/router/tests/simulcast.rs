@@ -6,7 +6,7 @@ use flotilla_model::track::{Kind, Quality};
 
 use super::agents::{Publisher, Subscriber};
 use super::world::{Network, World};
-use crate::command::PeerId;
+use crate::command::{PeerId, Settings};
 use crate::event::Event;
 
 const LOSSY: Network = Network {
@@ -245,4 +245,44 @@ fn disabling_stops_and_enabling_starts_at_a_key_frame() {
             ..
         })
     ));
+}
+
+#[test]
+fn a_codec_the_subscriber_lacks_is_neither_sent_nor_asked_for() {
+    let mut world = World::new(1, 14);
+    world.publish(0, Publisher::video(1, "TR_v", true));
+    let mut subscriber = Subscriber::new(2, "TR_v", Kind::Video, true);
+    subscriber.section.mime = "video/h264".to_owned();
+    world.subscribe(0, subscriber);
+    world.run_ms(5_000);
+    assert_eq!(world.subscriber(2).packets(), 0);
+    let asked: usize = world
+        .publisher_mut(1)
+        .encodings
+        .iter()
+        .map(|encoding| encoding.plis.len())
+        .sum();
+    assert!(asked <= 3, "{asked}");
+}
+
+#[test]
+fn however_many_requests_come_the_timer_runs_seldom() {
+    let mut world = World::new(1, 15);
+    world.publish(0, Publisher::video(1, "TR_v", true));
+    world.subscribe(0, Subscriber::new(2, "TR_v", Kind::Video, true));
+    world.run_ms(1_000);
+    let router = &mut world.nodes[0].router;
+    let mut settings = Settings::default();
+    let mut now = world.now;
+    let mut runs = 0;
+    for step in 0..1_000 {
+        now += Duration::from_micros(100);
+        settings.fps_max = step;
+        router.set_settings(now, PeerId(2), &"TR_v".into(), settings);
+        if router.deadline().is_some_and(|at| at <= now) {
+            router.handle_timeout(now, &mut super::world::Recorder::default());
+            runs += 1;
+        }
+    }
+    assert!((20..60).contains(&runs), "{runs}");
 }
