@@ -148,6 +148,19 @@ async fn reliable_frames_arrive_in_order_and_once_across_breaks() {
     assert!(!sender.send(NodeId(3), data(0), true), "no such node");
 }
 
+fn request() -> EnrollRequest {
+    EnrollRequest {
+        cluster: "test".into(),
+        node: 3,
+        boot: 300,
+        config_hash: vec![7; 32].into(),
+        wall_clock_ms: 0,
+        version: String::new(),
+        address: "there:1".into(),
+        cluster_id: String::new(),
+    }
+}
+
 #[tokio::test]
 async fn fitting_nodes_get_the_certificate() {
     let side = Side::new(2).await;
