@@ -32,7 +32,8 @@ pub struct Reordering {
 struct Missing {
     sequence: u64,
     since: Instant,
-    asked: Option<Instant>,
+    /// When it was asked for first and last.
+    asked: Option<(Instant, Instant)>,
     tries: u8,
 }
 
@@ -50,7 +51,9 @@ pub enum Origin {
 /// What is known about a missing packet that arrived after all.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Repaired {
-    /// Time since it was asked for, if it was asked for exactly once: a sample of the round trip.
+    /// Time since it was first asked for: a sample of the round trip. Too long where the first
+    /// request or answer was lost; the other way, counting from the last request, an estimate that
+    /// is too short would never see an answer to a single request again.
     pub round_trip: Option<Duration>,
     /// It was asked for.
     pub was_asked: bool,
@@ -69,6 +72,8 @@ pub struct NackGenerator {
     /// Lowest number that was not asked for yet.
     unasked: Option<u64>,
     next: Option<Instant>,
+    /// True losses so far.
+    losses: u32,
     given_up: u64,
     asked: u64,
 }
@@ -84,6 +89,7 @@ impl NackGenerator {
             highest: 0,
             unasked: None,
             next: None,
+            losses: 0,
             given_up: 0,
             asked: 0,
         }
@@ -188,13 +194,13 @@ impl NackGenerator {
         let Some(missing) = self.missing.remove(index) else {
             unreachable!("found there");
         };
-        let asked = missing
+        let waited = missing
             .asked
-            .map(|at| (missing.tries == 1, now.saturating_duration_since(at)));
+            .map(|(first, _)| now.saturating_duration_since(first));
         let was_overtaken = match origin {
             Origin::Original => true,
             Origin::Repair => false,
-            Origin::Unknown => asked.is_none(),
+            Origin::Unknown => waited.is_none(),
         };
         self.learn(now, &missing, was_overtaken);
         if self.missing.is_empty() {
@@ -208,10 +214,8 @@ impl NackGenerator {
                 .map(|missing| missing.sequence);
         }
         Repaired {
-            round_trip: asked
-                .filter(|_| !was_overtaken)
-                .and_then(|(once, waited)| once.then_some(waited)),
-            was_asked: asked.is_some() && !was_overtaken,
+            round_trip: waited.filter(|_| !was_overtaken && missing.tries <= 3),
+            was_asked: waited.is_some() && !was_overtaken,
         }
     }
 
@@ -224,9 +228,14 @@ impl NackGenerator {
             tolerance.time = tolerance.time.max(late + late / 4).min(REORDER_TIME_MAX);
             tolerance.packets = tolerance.packets.max(behind + 2).min(REORDER_PACKETS_MAX);
         } else {
-            let base = self.reordering;
-            tolerance.time -= tolerance.time.saturating_sub(base.time) / 16;
-            tolerance.packets -= tolerance.packets.saturating_sub(base.packets).div_ceil(16);
+            // Sixteen times as slow as it grew: a request too early costs a packet, waiting costs
+            // milliseconds.
+            self.losses = self.losses.wrapping_add(1);
+            if self.losses.is_multiple_of(16) {
+                let base = self.reordering;
+                tolerance.time -= tolerance.time.saturating_sub(base.time) / 4;
+                tolerance.packets -= tolerance.packets.saturating_sub(base.packets).div_ceil(4);
+            }
         }
     }
 
@@ -265,7 +274,7 @@ impl NackGenerator {
             if at <= now && count < out.len() {
                 out[count] = missing.sequence;
                 count += 1;
-                missing.asked = Some(now);
+                missing.asked = Some((missing.asked.map_or(now, |(first, _)| first), now));
                 missing.tries += 1;
                 self.asked += 1;
             }
@@ -286,7 +295,7 @@ impl Missing {
         match self.asked {
             None if highest >= self.sequence + order.packets => now,
             None => self.since + order.time,
-            Some(asked) => {
+            Some((_, asked)) => {
                 let once = (rtt + rtt / 4 + Duration::from_millis(5)).max(RETRY_MIN);
                 // After three failures the path is worse than thought.
                 asked + once * if self.tries > 3 { 2 } else { 1 }
@@ -392,7 +401,7 @@ mod tests {
             now += RTT;
         }
         // True losses bring the early request back.
-        for base in 20..80_u64 {
+        for base in 20..220_u64 {
             let lost = base * 20 + 5;
             nack.lost(now, lost, lost + 1);
             nack.advanced(now, lost + 12);
