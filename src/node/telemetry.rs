@@ -350,18 +350,27 @@ mod tests {
         metrics.rooms.set(2);
         metrics.joins.with_label_values(&["success"]).inc();
         let text = metrics.render();
-        let rooms = text
-            .lines()
-            .find(|line| line.starts_with("livekit_room_total{"));
-        let rooms = rooms.expect("rooms are counted");
-        for part in [
-            r#"node_id="ND_000000000003""#,
-            r#"node_type="SERVER""#,
-            "} 2",
+        // Labels come in no certain order.
+        for (metric, parts) in [
+            (
+                "livekit_room_total{",
+                [
+                    r#"node_id="ND_000000000003""#,
+                    r#"node_type="SERVER""#,
+                    "} 2",
+                ],
+            ),
+            (
+                "livekit_participant_join_total{",
+                [r#"state="success""#, r#"node_type="SERVER""#, "} 1"],
+            ),
         ] {
-            assert!(rooms.contains(part), "{rooms}");
+            let line = text.lines().find(|line| line.starts_with(metric));
+            let line = line.expect("is counted");
+            for part in parts {
+                assert!(line.contains(part), "{line}");
+            }
         }
-        assert!(text.contains(r#"state="success"} 1"#), "{text}");
     }
 
     #[test]

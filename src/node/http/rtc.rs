@@ -22,9 +22,9 @@ use crate::mesh::enroll::wall_clock_ms;
 use crate::session::connection::{SocketConfig, send_and_close};
 use crate::session::inbox::{Inbox, Message};
 
-/// Room above the limit for the size of a message, so that one slightly above it is refused by its
-/// length and not by a broken connection.
-const MESSAGE_SLACK: usize = 64 * 1024;
+/// How many times the limit a message may have and still be read to its end, so that its sender is
+/// told by a close code; a larger one is cut off while it arrives, and the code may get lost.
+const MESSAGE_SLACK: usize = 2;
 
 pub(super) fn routes() -> Router<Arc<Shared>> {
     Router::new()
@@ -132,8 +132,8 @@ async fn open(
     };
     let limit = shared.config.cluster.limit.signal_message_size_limit;
     let upgrade = upgrade
-        .max_message_size(limit + MESSAGE_SLACK)
-        .max_frame_size(limit + MESSAGE_SLACK);
+        .max_message_size(limit.saturating_mul(MESSAGE_SLACK))
+        .max_frame_size(limit.saturating_mul(MESSAGE_SLACK));
     match admit(&shared, endpoint, query, headers).await {
         Ok(Admission::Joined(inbox)) => {
             let (lost, sockets) = (inbox.clone(), shared.clone());

@@ -181,11 +181,8 @@ impl Shared {
             return None;
         }
         let sequence = frame.sequence;
-        if sequence != 0 {
-            if sequence <= sender.sequence {
-                return Some(sender.sequence);
-            }
-            sender.sequence = sequence;
+        if sequence != 0 && sequence <= sender.sequence {
+            return Some(sender.sequence);
         }
         self.config.metrics.mesh_received.inc();
         if let Some(body) = frame.body {
@@ -195,8 +192,12 @@ impl Shared {
                     self.config.metrics.mesh_dropped.inc();
                 }
             } else {
-                self.config.inbound.send(inbound).await.ok()?;
+                // The place first: a frame counts as taken only once it is certainly handed on.
+                self.config.inbound.reserve().await.ok()?.send(inbound);
             }
+        }
+        if sequence != 0 {
+            sender.sequence = sequence;
         }
         Some(sequence)
     }

@@ -6,7 +6,6 @@ use std::time::Duration;
 use flotilla_model::State;
 use flotilla_raft::ChannelsConfig;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
 
 use super::enroll::{self, Doorkeeper, EnrollError};
 use super::proto::mesh_server::MeshServer;
@@ -21,7 +20,7 @@ struct Side {
     channels: Channels,
     inbound: mpsc::Receiver<Inbound>,
     address: String,
-    stop: Option<oneshot::Sender<()>>,
+    server: Option<tokio::runtime::Runtime>,
 }
 
 fn channels(secret: &str) -> Channels {
@@ -39,6 +38,12 @@ fn own(node: u64) -> Own {
 
 fn metrics() -> Arc<Metrics> {
     Metrics::new(NodeId(1)).expect("no clash")
+}
+
+impl Drop for Side {
+    fn drop(&mut self) {
+        self.cut();
+    }
 }
 
 impl Side {
@@ -68,7 +73,7 @@ impl Side {
             channels,
             inbound,
             address: "127.0.0.1:0".into(),
-            stop: None,
+            server: None,
         };
         side.serve().await;
         side
@@ -83,21 +88,29 @@ impl Side {
             }
         };
         self.address = listener.local_addr().expect("bound").to_string();
-        let (stop, stopped) = oneshot::channel::<()>();
+        let listener = listener.into_std().expect("a socket");
         let server = MeshServer::new(self.service.clone());
         let routes = tonic::service::Routes::new(self.channels.guard(server));
         let channels = self.channels.clone();
-        tokio::spawn(async move {
-            let stopped = async {
-                let _ = stopped.await;
-            };
-            channels.serve(listener, routes, stopped).await
+        // A runtime of its own: when it is dropped, open streams break as with a process.
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        runtime.spawn(async move {
+            let listener = TcpListener::from_std(listener).expect("a socket");
+            channels
+                .serve(listener, routes, std::future::pending())
+                .await
         });
-        self.stop = Some(stop);
+        self.server = Some(runtime);
     }
 
     fn cut(&mut self) {
-        self.stop = None;
+        if let Some(runtime) = self.server.take() {
+            runtime.shutdown_background();
+        }
     }
 
     async fn next(&mut self) -> Data {
@@ -146,6 +159,23 @@ async fn reliable_frames_arrive_in_order_and_once_across_breaks() {
     let health = sender.health()[&NodeId(2)];
     assert_eq!(health.boot, Some(BootId(200)));
     assert!(!sender.send(NodeId(3), data(0), true), "no such node");
+}
+
+#[tokio::test]
+async fn silent_nodes_are_not_alive() {
+    let mut receiver = Side::new(2).await;
+    let sender = Mesh::new(own(1), channels(SECRET), metrics());
+    sender.set_nodes(&BTreeMap::from([(NodeId(2), receiver.address.clone())]));
+    sender.send(NodeId(2), data(0), true);
+    receiver.next().await;
+    assert!(sender.is_alive(NodeId(2), Duration::from_secs(5)));
+    receiver.cut();
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    assert!(!sender.is_alive(NodeId(2), Duration::from_millis(500)));
+    assert!(
+        sender.is_alive(NodeId(1), Duration::ZERO),
+        "this node itself"
+    );
 }
 
 fn request() -> EnrollRequest {
