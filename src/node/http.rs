@@ -17,7 +17,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::serve::ListenerExt as _;
 use flotilla_model::id::NodeId;
-use flotilla_raft::Group;
+use flotilla_raft::{Group, Role, Status};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
@@ -37,6 +37,9 @@ pub use metrics::router as metrics_router;
 
 /// How long browsers may remember the answer to a preflight request.
 const PREFLIGHT_AGE: Duration = Duration::from_secs(86_400);
+/// How long a leader may go without a majority's answer before its node takes nobody more. Elections
+/// are through by then, and a busy machine does not come near it.
+const QUORUM_SILENT_MAX: Duration = Duration::from_secs(2);
 /// Connections the kernel holds before they are accepted.
 const BACKLOG: i32 = 1024;
 
@@ -81,18 +84,31 @@ pub fn router(shared: Arc<Shared>) -> Router {
 /// 200 while this node can take participants, 406 otherwise, as load balancers know it.
 async fn health(State(shared): State<Arc<Shared>>) -> Response {
     let open = shared.open.load(Ordering::Relaxed);
-    let led = shared.group.status().leader.is_some();
+    let led = can_change(&shared.group.status());
     if open && led {
         (StatusCode::OK, "OK").into_response()
     } else if open {
         (
             StatusCode::NOT_ACCEPTABLE,
-            "Not Ready: the region's group has no leader",
+            "Not Ready: the region's group has no leader with a majority",
         )
             .into_response()
     } else {
         (StatusCode::NOT_ACCEPTABLE, "Not Ready").into_response()
     }
+}
+
+/// Whether changes can be expected to go through.
+fn can_change(status: &Status) -> bool {
+    let voters = status.members.iter().filter(|member| member.voter).count();
+    let leads = status.role == Role::Leader;
+    status.leader.is_some() && !(leads && is_cut_off(voters, status.quorum_silent))
+}
+
+/// Whether a leader of so many voters, not confirmed by a majority for so long, is cut off from them.
+/// It goes on calling itself leader then.
+fn is_cut_off(voters: usize, quorum_silent: Option<Duration>) -> bool {
+    voters > 1 && quorum_silent.is_some_and(|silent| silent > QUORUM_SILENT_MAX)
 }
 
 /// Opens a listening TCP port. `shared`: other processes of this machine may open it too, and the
@@ -141,4 +157,18 @@ pub async fn serve(listener: TcpListener, router: Router) -> io::Result<()> {
 fn text(status: u16, text: impl Into<String>) -> Response {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     (status, text.into()).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leader_is_cut_off_when_its_majority_is_silent() {
+        let (short, long) = (Duration::from_millis(50), Duration::from_secs(9));
+        assert!(!is_cut_off(3, Some(short)));
+        assert!(is_cut_off(3, Some(long)));
+        assert!(!is_cut_off(1, Some(long)), "its own majority");
+        assert!(!is_cut_off(3, None), "has just begun");
+    }
 }
