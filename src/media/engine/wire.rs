@@ -6,7 +6,7 @@ use super::peer::Peer;
 use crate::command::PeerId;
 use crate::forward::Wire;
 use crate::index::IdMap;
-use crate::peer::srtp::{RTCP_OVERHEAD_MAX, RTP_OVERHEAD_MAX};
+use crate::peer::srtp::{RTCP_OVERHEAD_MAX, RTP_OVERHEAD_MAX, SrtpSender};
 use crate::transmit::TransmitQueue;
 
 /// The engine's peers as the router sees them.
@@ -22,64 +22,46 @@ impl<'a> PeerWire<'a> {
     ) -> Self {
         Self { peers, transmits }
     }
+
+    /// Writes a packet into the next place of the queue and seals it there with the peer's keys.
+    /// Nothing is sent if the peer is not connected or `write` gives nothing.
+    fn seal(
+        &mut self,
+        peer: PeerId,
+        overhead: usize,
+        write: impl FnOnce(&mut [u8]) -> usize,
+        protect: impl FnOnce(&mut SrtpSender, &mut [u8], usize) -> Option<usize>,
+    ) {
+        let Some(peer) = self.peers.get_mut(&peer) else {
+            return;
+        };
+        let Some(to) = peer.transport.destination() else {
+            return;
+        };
+        let Some(sender) = peer.transport.sender() else {
+            return;
+        };
+        self.transmits.push_with(to, |buffer| {
+            let room = buffer.len() - overhead;
+            match write(&mut buffer[..room]) {
+                0 => 0,
+                len => protect(sender, buffer, len).unwrap_or(0),
+            }
+        });
+    }
 }
 
 impl Wire for PeerWire<'_> {
     fn send_rtp(&mut self, peer: PeerId, write: impl FnOnce(&mut [u8]) -> usize) {
-        let Some(peer) = self.peers.get_mut(&peer) else {
-            return;
-        };
-        let Some(to) = peer.transport.destination() else {
-            return;
-        };
-        let Some(sender) = peer.transport.sender() else {
-            return;
-        };
-        self.transmits.push_with(to, |buffer| {
-            let room = buffer.len() - RTP_OVERHEAD_MAX;
-            match write(&mut buffer[..room]) {
-                0 => 0,
-                len => sender.protect_rtp(buffer, len).unwrap_or(0),
-            }
-        });
+        self.seal(peer, RTP_OVERHEAD_MAX, write, SrtpSender::protect_rtp);
     }
 
     fn repeat_rtp(&mut self, peer: PeerId, write: impl FnOnce(&mut [u8]) -> usize) {
-        let Some(peer) = self.peers.get_mut(&peer) else {
-            return;
-        };
-        let Some(to) = peer.transport.destination() else {
-            return;
-        };
-        let Some(sender) = peer.transport.sender() else {
-            return;
-        };
-        self.transmits.push_with(to, |buffer| {
-            let room = buffer.len() - RTP_OVERHEAD_MAX;
-            match write(&mut buffer[..room]) {
-                0 => 0,
-                len => sender.repeat_rtp(buffer, len).unwrap_or(0),
-            }
-        });
+        self.seal(peer, RTP_OVERHEAD_MAX, write, SrtpSender::repeat_rtp);
     }
 
     fn send_rtcp(&mut self, peer: PeerId, write: impl FnOnce(&mut [u8]) -> usize) {
-        let Some(peer) = self.peers.get_mut(&peer) else {
-            return;
-        };
-        let Some(to) = peer.transport.destination() else {
-            return;
-        };
-        let Some(sender) = peer.transport.sender() else {
-            return;
-        };
-        self.transmits.push_with(to, |buffer| {
-            let room = buffer.len() - RTCP_OVERHEAD_MAX;
-            match write(&mut buffer[..room]) {
-                0 => 0,
-                len => sender.protect_rtcp(buffer, len).unwrap_or(0),
-            }
-        });
+        self.seal(peer, RTCP_OVERHEAD_MAX, write, SrtpSender::protect_rtcp);
     }
 
     fn send_relay(&mut self, to: SocketAddr, write: impl FnOnce(&mut [u8]) -> usize) {

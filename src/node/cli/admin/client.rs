@@ -62,6 +62,35 @@ pub(super) struct List<T> {
     pub(super) position: Option<proto::Position>,
 }
 
+/// One page of a list.
+struct Part<T> {
+    entries: Vec<T>,
+    /// Empty with the last page.
+    next_page_token: String,
+    room_version: u64,
+    position: Option<proto::Position>,
+}
+
+/// All pages of a list of one room, as of the last page.
+async fn collect<T>(
+    mut fetch: impl AsyncFnMut(Option<proto::Page>) -> anyhow::Result<Part<T>>,
+) -> anyhow::Result<List<T>> {
+    let mut entries = Vec::new();
+    let mut token = String::new();
+    loop {
+        let part = fetch(page(token)).await?;
+        entries.extend(part.entries);
+        token = part.next_page_token;
+        if token.is_empty() {
+            return Ok(List {
+                entries,
+                room_version: part.room_version,
+                position: part.position,
+            });
+        }
+    }
+}
+
 /// What `status` shows: the asked node's view, its records of the nodes, and what only the leader
 /// knows about the members.
 pub(super) struct StatusView {
@@ -225,72 +254,60 @@ impl Client {
         &mut self,
         room: &str,
     ) -> anyhow::Result<List<proto::Participant>> {
-        let mut entries = Vec::new();
-        let mut token = String::new();
-        loop {
+        collect(async |page| {
             let request = self.unary(proto::ListParticipantsRequest {
                 room: room.to_owned(),
                 consistency: self.consistency.into(),
-                page: page(token),
+                page,
             });
             let answer = self.service.list_participants(request).await;
             let part = self.answer(answer)?;
-            entries.extend(part.participants);
-            token = part.next_page_token;
-            if token.is_empty() {
-                return Ok(List {
-                    entries,
-                    room_version: part.room_version,
-                    position: part.position,
-                });
-            }
-        }
+            Ok(Part {
+                entries: part.participants,
+                next_page_token: part.next_page_token,
+                room_version: part.room_version,
+                position: part.position,
+            })
+        })
+        .await
     }
 
     pub(super) async fn tracks(&mut self, room: &str) -> anyhow::Result<List<proto::Track>> {
-        let mut entries = Vec::new();
-        let mut token = String::new();
-        loop {
+        collect(async |page| {
             let request = self.unary(proto::ListTracksRequest {
                 room: room.to_owned(),
                 consistency: self.consistency.into(),
-                page: page(token),
+                page,
             });
             let answer = self.service.list_tracks(request).await;
             let part = self.answer(answer)?;
-            entries.extend(part.tracks);
-            token = part.next_page_token;
-            if token.is_empty() {
-                return Ok(List {
-                    entries,
-                    room_version: part.room_version,
-                    position: part.position,
-                });
-            }
-        }
+            Ok(Part {
+                entries: part.tracks,
+                next_page_token: part.next_page_token,
+                room_version: part.room_version,
+                position: part.position,
+            })
+        })
+        .await
     }
 
     pub(super) async fn routes(&mut self, room: &str) -> anyhow::Result<List<proto::Route>> {
-        let mut entries = Vec::new();
-        let mut token = String::new();
-        loop {
+        collect(async |page| {
             let request = self.unary(proto::ListRoutesRequest {
                 room: room.to_owned(),
                 consistency: self.consistency.into(),
-                page: page(token),
+                page,
             });
             let answer = self.service.list_routes(request).await;
             let part = self.answer(answer)?;
-            entries.extend(part.routes);
-            token = part.next_page_token;
-            if token.is_empty() {
-                return Ok(List {
-                    entries,
-                    room_version: part.room_version,
-                    position: part.position,
-                });
-            }
-        }
+            Ok(Part {
+                entries: part.routes,
+                next_page_token: part.next_page_token,
+                room_version: part.room_version,
+                position: part.position,
+            })
+        })
+        .await
     }
 
     pub(super) async fn hash(
