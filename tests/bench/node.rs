@@ -51,23 +51,6 @@ pub(crate) async fn serve(arguments: Arguments) -> Result<()> {
         None => group.bootstrap().await?,
         Some(seed) => group.join(std::slice::from_ref(seed)).await?,
     }
-    if std::env::var_os("BENCH_TRACE").is_some() {
-        let group = group.clone();
-        tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(std::time::Duration::from_secs(2)).await;
-                let h = group.health();
-                eprintln!(
-                    "{} {:?} mean {:?} max {:?} commits {}",
-                    group.status().node,
-                    group.status().role,
-                    h.latency_mean,
-                    h.latency_max,
-                    h.commits
-                );
-            }
-        });
-    }
     let handler = Arc::new(Node { group });
     let listener = TcpListener::bind(&arguments.client).await?;
     let routes =
