@@ -170,6 +170,14 @@ async fn a_track_crosses_a_pair_of_nodes_once_for_many_subscribers() -> Result<(
     for viewer in viewers {
         viewer.leave().await;
     }
+    testkit::cluster::wait(
+        Duration::from_secs(10),
+        "the relay ends with its last viewer",
+        || {
+            let routes = cluster.admin(&["routes", room])?;
+            Ok(routes["routes"].as_array().is_some_and(Vec::is_empty))
+        },
+    )?;
     sending.abort();
     one.leave().await;
     cluster.stop()
