@@ -7,7 +7,7 @@ VENV := tests/interop/.venv
 PAGE := src/node/page/dist/index.html
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test unit interop verify fix bench powercut page setup docs
+.PHONY: help demo test unit interop verify fix bench powercut page setup build
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -16,28 +16,26 @@ demo: page ## three local nodes and a page to make a call in
 	cargo build --package flotilla-node --bin flotilla
 	$(TARGET)/debug/flotilla demo
 
-test: setup page ## installs what is needed, then runs every test
+test: setup build ## installs what is needed, then runs every test
 	cargo test --workspace --no-fail-fast
 	$(MAKE) powercut CUTS=20
 	$(MAKE) interop
 
-unit: page ## Rust tests alone
+unit: build ## Rust tests alone
 	cargo test --workspace
 
-interop: setup page ## LiveKit's own SDKs and Chromium against real clusters
-	cargo build --package flotilla-node --bin flotilla
+interop: setup build ## LiveKit's own SDKs and Chromium against real clusters
 	mkdir -p artifacts
 	$(VENV)/bin/python -m pytest -ra -p no:cacheprovider tests/interop/python
 
-powercut: ## cuts the power under a writing store (CUTS=200 by default), root needed
-	cargo build --package testkit --bin powercut
+powercut: build ## cuts the power under a writing store (CUTS=200 by default), root needed
 	$(TARGET)/debug/powercut --cuts $(or $(CUTS),200)
 
 verify: page ## reads only: format, lints, layers, documentation
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo test --package testkit --test tidy
-	cargo doc --workspace --no-deps --quiet
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
 	cd src/node/page && npx --no-install tsc --noEmit
 
 fix: ## formats and applies the lints' suggestions
@@ -46,8 +44,13 @@ fix: ## formats and applies the lints' suggestions
 
 bench: ## commits beside etcd, and the cost of forwarding
 	cargo build --release --package testkit --bin bench-commits --bin bench-forward
-	$(or $(CARGO_TARGET_DIR),target)/release/bench-commits
-	$(or $(CARGO_TARGET_DIR),target)/release/bench-forward
+	$(TARGET)/release/bench-commits
+	$(TARGET)/release/bench-forward
+
+# The binaries that tests start, with the features that `cargo test --workspace` gives them: naming a
+# package alone would choose other features and build every dependency a second time.
+build: page
+	cargo build --workspace --lib --bins --tests
 
 page: $(PAGE) ## the demo page, built with vite
 

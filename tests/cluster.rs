@@ -30,7 +30,7 @@ pub fn binary() -> Result<PathBuf> {
     own.ancestors()
         .map(|folder| folder.join("flotilla"))
         .find(|path| path.is_file())
-        .context("no flotilla binary: cargo build --package flotilla-node --bin flotilla")
+        .context("no flotilla binary: make build")
 }
 
 /// A node's process and where it listens.
