@@ -34,8 +34,8 @@ powercut: build ## cuts the power under a writing store (CUTS=200 by default), r
 verify: page ## reads only: format, lints, layers, documentation
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
-	cargo test --package testkit --test tidy
-	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
+	cargo test --workspace --test tidy
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --workspace --no-deps --quiet
 	cd src/node/page && npx --no-install tsc --noEmit
 
 fix: ## formats and applies the lints' suggestions

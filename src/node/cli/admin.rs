@@ -1,6 +1,6 @@
 //! `flotilla admin`: asks a node's admin port and shows the answer as tables or JSON.
 //!
-//! [`client`] calls the service, [`table`] and [`json`] render, [`follow`] keeps a watch stream
+//! `client` calls the service, `table` and `json` render, `follow` keeps a watch stream
 //! alive. The JSON is stable: fields are only ever added.
 
 use std::io::{self, Write as _};
