@@ -53,6 +53,17 @@ impl Default for Settings {
     }
 }
 
+/// What a peer connection had at its former home.
+#[derive(Clone, Debug)]
+pub struct Restore {
+    /// DTLS session.
+    pub transport: Option<crate::peer::transport::TransportSnapshot>,
+    /// Last offer and answer.
+    pub descriptions: Option<(String, String)>,
+    /// Data channels.
+    pub channels: Vec<(Channel, u16)>,
+}
+
 /// An order to the engine.
 #[derive(Clone, Debug)]
 pub enum Command {
@@ -65,6 +76,8 @@ pub enum Command {
         /// v1 clients of protocol 18 and up negotiate data channels by fixed id (100 reliable, 101
         /// lossy, 102 data track) instead of in-band.
         negotiated_channels: bool,
+        /// It goes on from another node's.
+        restore: Option<Box<Restore>>,
     },
     /// Ends a peer connection: its tracks, subscriptions and memory.
     ClosePeer {

@@ -125,6 +125,13 @@ pub enum Event {
         /// Best quality; `Off`: nobody watches.
         quality: Quality,
     },
+    /// Checkpoint.
+    Checkpoint {
+        /// Which.
+        peer: PeerId,
+        /// What.
+        snapshot: Box<crate::peer::transport::TransportSnapshot>,
+    },
     /// A relay started to carry packets, for the admin view.
     RelayStarted {
         /// Which track.

@@ -6,19 +6,22 @@
 //! the last change it has passed on, so that a message and a join are always in one order: whoever
 //! was in the room before a message gets it, whoever joins right after gets it from the cache.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use flotilla_model::State;
 use flotilla_model::event::{Event, RoomEvent};
-use flotilla_model::id::{Identity, NodeId, ParticipantSid, RoomName, TrackSid};
+use flotilla_model::id::{Epoch, Identity, NodeId, ParticipantSid, RoomName, TrackSid};
 use flotilla_model::participant::Participant;
 use flotilla_raft::Change;
 use flotilla_signal::data::{Cache, DataOut, Nonces};
 use flotilla_signal::media::Channel;
 
-use crate::mesh::{Body, Inbound, Mesh, proto};
+use tokio::sync::oneshot;
+
+use crate::mesh::{Body, Claims, Inbound, Mesh, proto};
+use crate::session::handover::Checkpoints;
 use crate::session::inbox::{Inbox, Message};
 use crate::telemetry::Metrics;
 
@@ -32,6 +35,8 @@ struct Shared {
     node: NodeId,
     mesh: Mesh,
     metrics: Arc<Metrics>,
+    /// What is held of sessions that may have to go on here.
+    checkpoints: Checkpoints,
     /// Touched by the feed task, by sessions and by the mesh; nothing waits while it is held.
     rooms: Mutex<Rooms>,
 }
@@ -45,12 +50,42 @@ struct Rooms {
     tracks: HashMap<TrackSid, RoomName>,
 }
 
-#[derive(Default)]
 struct LocalRoom {
     sessions: HashMap<ParticipantSid, LocalSession>,
     /// Recent messages of participants here, for those who join anywhere.
     cache: Cache,
+    /// Recent messages by the node that they came from, for those whose home fails.
+    moves: BTreeMap<NodeId, Cache>,
+    /// Highest number of each sender's reliable messages that was passed on.
+    passed: HashMap<ParticipantSid, u32>,
     nonces: Nonces,
+}
+
+impl Default for LocalRoom {
+    fn default() -> Self {
+        Self {
+            sessions: HashMap::new(),
+            cache: Cache::for_joins(),
+            moves: BTreeMap::new(),
+            passed: HashMap::new(),
+            nonces: Nonces::default(),
+        }
+    }
+}
+
+impl LocalRoom {
+    /// A message came through here.
+    fn note(&mut self, from: NodeId, message: &Arc<DataOut>) {
+        if message.sequence == 0 || message.channel != Channel::Reliable {
+            return;
+        }
+        let passed = self.passed.entry(message.from.clone()).or_default();
+        *passed = message.sequence.max(*passed);
+        self.moves
+            .entry(from)
+            .or_insert_with(Cache::for_moves)
+            .push(Instant::now(), message);
+    }
 }
 
 struct LocalSession {
@@ -58,6 +93,8 @@ struct LocalSession {
     inbox: Inbox,
     /// Its join has been passed on: it gets data from now on.
     joined: bool,
+    /// It takes over another node's session; its client may already come back for it.
+    adopting: bool,
 }
 
 impl Hub {
@@ -69,6 +106,7 @@ impl Hub {
                 node,
                 mesh,
                 metrics,
+                checkpoints: Checkpoints::default(),
                 rooms: Mutex::default(),
             }),
         }
@@ -89,6 +127,54 @@ impl Hub {
         identity: &Identity,
         inbox: &Inbox,
     ) {
+        self.insert(room, sid, identity, inbox, false);
+    }
+
+    /// The same for a session that takes over a participant of another node. Refused (`false`) if
+    /// one of this sid is here already.
+    #[must_use]
+    pub fn register_adopting(
+        &self,
+        room: &RoomName,
+        sid: &ParticipantSid,
+        identity: &Identity,
+        inbox: &Inbox,
+    ) -> bool {
+        if self.has_session(room, sid) {
+            return false;
+        }
+        self.insert(room, sid, identity, inbox, true);
+        true
+    }
+
+    /// Whether a session of this sid is here.
+    #[must_use]
+    pub fn has_session(&self, room: &RoomName, sid: &ParticipantSid) -> bool {
+        let rooms = self.lock();
+        let room = rooms.rooms.get(room);
+        room.is_some_and(|room| room.sessions.contains_key(sid))
+    }
+
+    /// Links to other nodes.
+    #[must_use]
+    pub fn mesh(&self) -> &Mesh {
+        &self.shared.mesh
+    }
+
+    /// What is held of sessions.
+    #[must_use]
+    pub fn checkpoints(&self) -> &Checkpoints {
+        &self.shared.checkpoints
+    }
+
+    fn insert(
+        &self,
+        room: &RoomName,
+        sid: &ParticipantSid,
+        identity: &Identity,
+        inbox: &Inbox,
+        adopting: bool,
+    ) {
         let mut rooms = self.lock();
         rooms
             .rooms
@@ -101,6 +187,7 @@ impl Hub {
                     identity: identity.clone(),
                     inbox: inbox.clone(),
                     joined: false,
+                    adopting,
                 },
             );
     }
@@ -133,7 +220,8 @@ impl Hub {
                 sessions.get(&present.sid)?
             }
         };
-        (session.identity == *identity && session.joined).then(|| session.inbox.clone())
+        let can_resume = session.joined || session.adopting;
+        (session.identity == *identity && can_resume).then(|| session.inbox.clone())
     }
 
     /// How many sessions are here.
@@ -158,7 +246,7 @@ impl Hub {
     /// Passes a change on. Called in log order.
     pub fn pass_on(&self, change: &Arc<Change>) {
         let mut rooms = self.lock();
-        rooms.state = change.state.clone();
+        let before = std::mem::replace(&mut rooms.state, change.state.clone());
         for (index, event) in change.events.iter().enumerate() {
             let Event::Room {
                 room: name,
@@ -176,13 +264,29 @@ impl Hub {
                     });
                 }
             }
-            self.note(&mut rooms, name, event);
+            self.note(&mut rooms, name, event, &before);
         }
     }
 
-    fn note(&self, rooms: &mut Rooms, name: &RoomName, event: &RoomEvent) {
+    fn note(&self, rooms: &mut Rooms, name: &RoomName, event: &RoomEvent, before: &State) {
         match event {
             RoomEvent::ParticipantJoined(participant) => self.replay(rooms, name, participant),
+            RoomEvent::ParticipantMoved(participant) => {
+                let is_here = participant.home == self.shared.node;
+                for track in participant.tracks.keys() {
+                    if is_here {
+                        rooms.tracks.insert(track.clone(), name.clone());
+                    } else {
+                        rooms.tracks.remove(track);
+                    }
+                }
+                let former = before
+                    .rooms
+                    .get(name)
+                    .and_then(|room| room.participants.get(&participant.identity))
+                    .map_or(participant.home, |before| before.home);
+                self.replay_moved(rooms, name, participant, former);
+            }
             RoomEvent::TrackPublished { publisher, track }
                 if publisher.home == self.shared.node =>
             {
@@ -195,6 +299,10 @@ impl Hub {
                 for track in participant.tracks.keys() {
                     rooms.tracks.remove(track);
                 }
+                if let Some(local) = rooms.rooms.get_mut(name) {
+                    local.passed.remove(&participant.sid);
+                }
+                self.shared.checkpoints.forget(&participant.sid);
             }
             RoomEvent::Closed(_)
                 if rooms
@@ -237,6 +345,44 @@ impl Hub {
         }
     }
 
+    /// A participant has a new home: what was on its way to the former one is sent again. Sessions
+    /// drop what their client has. From here come the messages of participants here, and those that
+    /// came from a home that its sender has lost as well.
+    fn replay_moved(
+        &self,
+        rooms: &mut Rooms,
+        name: &RoomName,
+        moved: &Participant,
+        former: NodeId,
+    ) {
+        let state = rooms.state.clone();
+        let room = state.rooms.get(name);
+        let Some(local) = rooms.rooms.get_mut(name) else {
+            return;
+        };
+        let is_here = moved.home == self.shared.node;
+        for (origin, cache) in &mut local.moves {
+            for message in cache.replay(Instant::now()) {
+                let sender = room.and_then(|room| room.participants.get(&message.from_identity));
+                let is_ours = *origin == self.shared.node
+                    || *origin == former
+                    || sender.is_none_or(|sender| sender.home != *origin);
+                if !is_ours || message.from == moved.sid || !message.is_for(&moved.identity) {
+                    continue;
+                }
+                if !is_here {
+                    let data = to_proto(name, message, Some(&moved.sid));
+                    self.shared.mesh.send(moved.home, Body::Data(data), true);
+                } else if let Some(session) = local.sessions.get(&moved.sid) {
+                    session.inbox.deliver(Message::Data(message.clone()));
+                }
+            }
+        }
+        if is_here && let Some(session) = local.sessions.get_mut(&moved.sid) {
+            session.joined = true;
+        }
+    }
+
     /// The feed begins, or had a gap: sessions find out by themselves what they missed.
     pub fn restart(&self, state: Arc<State>) {
         let mut rooms = self.lock();
@@ -259,6 +405,7 @@ impl Hub {
                 session.inbox.deliver(Message::Snapshot(state.clone()));
             }
         }
+        self.shared.checkpoints.retain_present(&state);
         rooms.state = state;
     }
 
@@ -271,6 +418,7 @@ impl Hub {
         let local = rooms.rooms.entry(name.clone()).or_default();
         deliver(local, &message);
         local.cache.push(Instant::now(), &message);
+        local.note(self.shared.node, &message);
         let reliable = message.channel == Channel::Reliable;
         for node in elsewhere {
             let data = to_proto(name, &message, None);
@@ -325,10 +473,12 @@ impl Hub {
 
     /// Takes what another node sent.
     pub fn receive(&self, inbound: Inbound) {
-        let rooms = self.lock();
+        let from = inbound.from;
+        let mut rooms = self.lock();
         match inbound.body {
+            Body::Checkpoint(checkpoint) => self.shared.checkpoints.put(checkpoint),
             Body::Data(data) => {
-                let Some(local) = rooms.rooms.get(&RoomName(data.room.clone())) else {
+                let Some(local) = rooms.rooms.get_mut(&RoomName(data.room.clone())) else {
                     return;
                 };
                 let only = (!data.only.is_empty()).then(|| ParticipantSid(data.only.clone()));
@@ -338,7 +488,10 @@ impl Hub {
                 };
                 let message = Arc::new(message);
                 match only {
-                    None => deliver(local, &message),
+                    None => {
+                        local.note(from, &message);
+                        deliver(local, &message);
+                    }
                     Some(sid) => {
                         if let Some(session) = local.sessions.get(&sid) {
                             session.inbox.deliver(Message::Data(message));
@@ -356,6 +509,55 @@ impl Hub {
                     deliver_levels(local, levels);
                 }
             }
+        }
+    }
+}
+
+/// How long a session may take to let go.
+const LET_GO_MAX: Duration = Duration::from_millis(200);
+
+#[tonic::async_trait]
+impl Claims for Hub {
+    async fn claim(&self, request: proto::ClaimRequest) -> proto::ClaimReply {
+        let (name, sid) = (RoomName(request.room), ParticipantSid(request.sid));
+        let (let_go, gone) = oneshot::channel();
+        let served = {
+            let rooms = self.lock();
+            let local = rooms.rooms.get(&name);
+            let session = local.and_then(|local| local.sessions.get(&sid));
+            session.map(|session| {
+                let epoch = Epoch(request.epoch);
+                session.inbox.deliver(Message::LetGo(epoch, let_go));
+            })
+        };
+        if served.is_some() {
+            // Whether it answered or is stuck: it sends no more than its lease allows.
+            let _ = tokio::time::timeout(LET_GO_MAX, gone).await;
+        }
+        proto::ClaimReply {
+            served: served.is_some(),
+            ..self.held(&name, &sid)
+        }
+    }
+}
+
+impl Hub {
+    /// What is held here of a session that another one, or this one, takes over.
+    #[must_use]
+    pub fn held(&self, name: &RoomName, sid: &ParticipantSid) -> proto::ClaimReply {
+        let held = self.shared.checkpoints.get(sid).unwrap_or_default();
+        let rooms = self.lock();
+        let local = rooms.rooms.get(name);
+        proto::ClaimReply {
+            served: false,
+            epoch: held.epoch.0,
+            publisher: held.publisher,
+            subscriber: held.subscriber,
+            keepsake: held.keepsake,
+            in_room: local.is_some_and(|local| local.sessions.keys().any(|other| other != sid)),
+            last_sequence: local
+                .and_then(|local| local.passed.get(sid).copied())
+                .unwrap_or_default(),
         }
     }
 }

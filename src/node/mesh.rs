@@ -23,7 +23,7 @@ pub mod enroll;
 mod link;
 mod service;
 
-pub use service::{MeshService, ServiceConfig, crash};
+pub use service::{Claims, MeshService, ServiceConfig, crash};
 
 /// Generated from `proto/mesh.proto`.
 #[expect(missing_docs, reason = "generated code")]
@@ -187,6 +187,31 @@ impl Mesh {
                     .or(health.since)
                     .is_some_and(|at| at.elapsed() < within)
             })
+    }
+
+    /// Nodes that answer at present.
+    #[must_use]
+    pub fn connected(&self) -> Vec<NodeId> {
+        lock(&self.shared.health)
+            .iter()
+            .filter(|(_, health)| health.connected)
+            .map(|(node, _)| *node)
+            .collect()
+    }
+
+    /// Tells a node that a participant is served here now. `None` if it does not answer in time.
+    pub async fn claim(
+        &self,
+        node: NodeId,
+        request: proto::ClaimRequest,
+        within: Duration,
+    ) -> Option<proto::ClaimReply> {
+        let address = lock(&self.shared.links).get(&node)?.address.clone();
+        let channels = &self.shared.channels;
+        let channel = channels.get(&address, flotilla_raft::Lane::Mesh).ok()?;
+        let mut client = proto::mesh_client::MeshClient::new(channel);
+        let reply = tokio::time::timeout(within, client.claim(request)).await;
+        Some(reply.ok()?.ok()?.into_inner())
     }
 
     /// Asks a node to end its process at once (demo).

@@ -39,6 +39,7 @@ use crate::mesh::proto::EnrollRequest;
 use crate::mesh::proto::mesh_server::MeshServer;
 use crate::mesh::{INBOUND_MAX, Mesh, MeshService, Own, ServiceConfig};
 use crate::session::connection::ConnectionIds;
+use crate::session::handover::Vault;
 use crate::session::inbox::Message;
 use crate::session::{Sessions, new_request};
 use crate::shard::Shards;
@@ -254,6 +255,7 @@ impl Node {
             own,
             inbound,
             doorkeeper,
+            claims: Arc::new(hub.clone()),
             may_crash: config.demo_kill,
             metrics: metrics.clone(),
         });
@@ -287,6 +289,7 @@ impl Node {
             group.clone(),
             hub.clone(),
             shards.clone(),
+            Vault::new(secret.clone()),
             metrics.clone(),
         );
         let follower = Follower {

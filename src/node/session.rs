@@ -8,7 +8,8 @@
 //! ```
 //!
 //! The task owns the session; whoever wants something of it puts a message into its inbox. A session
-//! begins with the join, before the WebSocket is accepted: a refused join is an HTTP status.
+//! begins with the join, before the WebSocket is accepted: a refused join is an HTTP status. Or it
+//! begins with a resume of a session that another node served, and goes on with that ([`handover`]).
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -19,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use flotilla_model::command::{Command, Reply};
 use flotilla_model::event::Event;
-use flotilla_model::id::{RequestId, UnixMillis};
+use flotilla_model::id::{NodeId, RequestId, UnixMillis};
 use flotilla_model::participant::LeaveReason;
 use flotilla_raft::Change;
 use flotilla_raft::{Group, ProposeError};
@@ -28,7 +29,7 @@ use flotilla_signal::connect::{Connect, HttpError};
 use flotilla_signal::media as signal_media;
 use flotilla_signal::proto::SignalResponse;
 use flotilla_signal::session::{
-    Close, CommitError, Input, Joining, Output, Resuming, Session, resume_refusal,
+    Claimed, Close, CommitError, Input, Joining, Output, Resuming, Session, resume_refusal,
 };
 use futures_util::FutureExt as _;
 use rand::RngCore as _;
@@ -41,10 +42,13 @@ use crate::shard::{Order, ShardHandle, Shards};
 use crate::telemetry::Metrics;
 
 pub mod connection;
+pub mod handover;
 pub mod inbox;
 pub mod media;
+mod takeover;
 
 use connection::Connection;
+use handover::{Transports, Vault};
 use inbox::{Inbox, Message, Outlet};
 use media::SessionKey;
 
@@ -63,6 +67,8 @@ pub struct Sessions {
     pub hub: Hub,
     /// Media.
     pub shards: Arc<Shards>,
+    /// Keys for what sessions leave to each other.
+    pub vault: Vault,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Next session's key.
@@ -83,6 +89,7 @@ impl Sessions {
         group: Group,
         hub: Hub,
         shards: Arc<Shards>,
+        vault: Vault,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -90,6 +97,7 @@ impl Sessions {
             group,
             hub,
             shards,
+            vault,
             metrics,
             keys: AtomicU64::new(1),
         })
@@ -116,28 +124,11 @@ impl Sessions {
                 wall: UnixMillis(wall_clock_ms()),
             },
         );
-        let key = SessionKey(self.keys.fetch_add(1, Ordering::Relaxed));
-        let shard = self.shards.of_room(session.room().as_str()).clone();
         self.hub
             .register(session.room(), session.sid(), session.identity(), &inbox);
-        let span =
-            tracing::info_span!("session", participant = %session.sid(), room = %session.room());
-        let task = Task {
-            node: self.clone(),
-            session,
-            key,
-            shard,
-            single,
-            inbox: inbox.clone(),
-            connection: None,
-            admission: Some(admission),
-            connect_by: None,
-            early: Vec::new(),
-            proposal: None,
-            attached: false,
-            ended: None,
-        };
-        tokio::spawn(task.run(outlet).instrument(span));
+        let mut task = self.task(session, single, inbox.clone());
+        task.admission = Some(admission);
+        task.spawn(outlet);
         let result = admitted
             .await
             .unwrap_or_else(|_| Err(HttpError::unavailable("the session ended unexpectedly")));
@@ -151,8 +142,31 @@ impl Sessions {
         }
         result.map(|()| Accepted { inbox })
     }
+
+    fn task(self: &Arc<Self>, session: Session, single: bool, inbox: Inbox) -> Task {
+        Task {
+            node: self.clone(),
+            key: SessionKey(self.keys.fetch_add(1, Ordering::Relaxed)),
+            shard: self.shards.of_room(session.room().as_str()).clone(),
+            session,
+            single,
+            inbox,
+            connection: None,
+            admission: None,
+            connect_by: None,
+            early: Vec::new(),
+            proposal: None,
+            claim: None,
+            transports: Transports::default(),
+            standby: None,
+            let_go: None,
+            attached: false,
+            ended: None,
+        }
+    }
 }
 
+type Claim = Pin<Box<dyn Future<Output = (Claimed, Transports)> + Send>>;
 type Proposal = Pin<Box<dyn Future<Output = (RequestId, Result<Reply, CommitError>)> + Send>>;
 
 struct Task {
@@ -169,12 +183,26 @@ struct Task {
     connect_by: Option<Instant>,
     early: Vec<SignalResponse>,
     proposal: Option<Proposal>,
+    /// What other nodes hold of a session that is taken over, on its way.
+    claim: Option<Claim>,
+    /// Keys of its connections at its former home, until they are made here.
+    transports: Transports,
+    /// Node that has its checkpoints.
+    standby: Option<NodeId>,
+    /// Who waits for this session to be gone.
+    let_go: Option<oneshot::Sender<()>>,
     /// The shard knows this session.
     attached: bool,
     ended: Option<LeaveReason>,
 }
 
 impl Task {
+    fn spawn(self, outlet: Outlet) {
+        let (sid, room) = (self.session.sid(), self.session.room());
+        let span = tracing::info_span!("session", participant = %sid, room = %room);
+        tokio::spawn(self.run(outlet).instrument(span));
+    }
+
     async fn run(mut self, outlet: Outlet) {
         let node = self.node.clone();
         let (room, sid, identity) = (
@@ -187,6 +215,9 @@ impl Task {
         let turns = AssertUnwindSafe(self.turns(outlet)).catch_unwind().await;
         node.hub.unregister(&room, &sid);
         shard.send(Order::Detach(key)).await;
+        if let Some(let_go) = self.let_go.take() {
+            let _ = let_go.send(());
+        }
         let left_in_log = match turns {
             Ok(Some(reason)) => {
                 info!(?reason, "session ended");
@@ -243,9 +274,17 @@ impl Task {
                     self.proposal = None;
                     self.session.handle(Instant::now(), Input::Committed { request, result });
                 }
+                (claimed, transports) = finish(&mut self.claim) => {
+                    self.claim = None;
+                    self.transports = transports;
+                    self.session.handle(Instant::now(), Input::Claimed(Box::new(claimed)));
+                }
                 () = sleep_until(wake) => self.timeout(),
             }
             self.drain().await;
+            if self.session.take_keepsake_changed() {
+                self.keep_wishes();
+            }
         }
     }
 
@@ -297,6 +336,17 @@ impl Task {
                 };
                 if is_current {
                     self.lose_connection(now);
+                }
+            }
+            Message::Checkpoint(target, snapshot) => self.keep_transport(target, snapshot),
+            Message::LetGo(epoch, gone) => {
+                // A claim of long ago is not about this session.
+                if self.session.epoch().is_none_or(|own| own < epoch) {
+                    self.let_go = Some(gone);
+                    if let Some(connection) = self.connection.take() {
+                        connection.close();
+                    }
+                    self.ended = Some(LeaveReason::Unknown);
                 }
             }
             Message::EngineLost => {
@@ -360,6 +410,7 @@ impl Task {
             match output {
                 Output::Reply(response) => self.reply(response),
                 Output::Propose { request, command } => self.propose(request, command),
+                Output::Claim { epoch } => self.claim = Some(self.claim(epoch)),
                 Output::Media(command) => self.order(command).await,
                 Output::Data(data) => self.node.hub.distribute(self.session.room(), data),
                 Output::Refuse(refusal) => {
@@ -434,7 +485,7 @@ impl Task {
                 ..
             }
         );
-        for command in media::command(self.key, self.single, command) {
+        for command in media::command(self.key, self.single, command, &mut self.transports) {
             if may_be_lost {
                 self.shard.offer(Order::Engine(command));
             } else {
@@ -452,10 +503,10 @@ impl Task {
     }
 }
 
-/// The proposal's outcome; never, if there is none under way.
-async fn finish(proposal: &mut Option<Proposal>) -> (RequestId, Result<Reply, CommitError>) {
-    match proposal {
-        Some(proposal) => proposal.await,
+/// The outcome of what is under way; never, if nothing is.
+async fn finish<T>(under_way: &mut Option<Pin<Box<dyn Future<Output = T> + Send>>>) -> T {
+    match under_way {
+        Some(under_way) => under_way.await,
         None => std::future::pending().await,
     }
 }

@@ -400,6 +400,11 @@ impl Shard {
                 Event::RelayStarted { track, from } => {
                     self.offer(ShardEvent::RelayStarted { track, from });
                 }
+                Event::Checkpoint { peer, snapshot } => {
+                    if let Some(inbox) = self.sessions.get(&SessionKey::of(peer)) {
+                        inbox.offer(Message::Checkpoint(media::target(peer), snapshot));
+                    }
+                }
                 event => self.give_session(event),
             }
         }

@@ -39,6 +39,16 @@ pub struct Settings {
     pub fps_max: u32,
 }
 
+/// What a client says of the connections it had at its session's former home. It keeps them while
+/// another node takes the session over.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Restore {
+    /// Last offer and answer on the connection that it receives on.
+    pub descriptions: Option<(String, String)>,
+    /// Its open data channels: connection, channel, SCTP stream id.
+    pub channels: Vec<(Target, Channel, u16)>,
+}
+
 /// Orders to the engine; see `flotilla_media::command` for their meaning.
 #[derive(Clone, Debug)]
 pub enum Command {
@@ -48,6 +58,9 @@ pub enum Command {
         single: bool,
         /// Data channels by fixed id.
         negotiated_channels: bool,
+        /// The client has its side of them already, from the session's former home. In v0 the
+        /// subscriber connection then waits for [`Command::RestartIce`] with its offer.
+        restore: Option<Box<Restore>>,
     },
     /// Client's offer.
     Offer {

@@ -16,7 +16,9 @@ use std::time::Instant;
 
 use flotilla_model::command::{Command, Rejection, Reply};
 use flotilla_model::event::RoomEvent;
-use flotilla_model::id::{Identity, ParticipantSid, RequestId, RoomName, TrackSid, UnixMillis};
+use flotilla_model::id::{
+    Epoch, Identity, ParticipantSid, RequestId, RoomName, TrackSid, UnixMillis,
+};
 use flotilla_model::participant::LeaveReason;
 use flotilla_model::room::Room;
 use livekit_protocol::{SignalRequest, SignalResponse};
@@ -29,6 +31,7 @@ use crate::id_source::IdSource;
 use crate::media;
 use crate::token::Claims;
 
+mod adopt;
 mod core;
 mod data;
 mod join;
@@ -46,12 +49,14 @@ pub(crate) mod testing;
 mod tests;
 mod update;
 
+use self::adopt::Adoption;
 use self::core::{Core, Flow};
 use join::Pending;
 use leave::Leaving;
 use live::Live;
 use proposals::{Landed, Purpose};
 
+pub use adopt::{Adopting, Keepsake, may_adopt};
 pub use resume::refusal as resume_refusal;
 
 /// What a new session starts from.
@@ -110,12 +115,25 @@ pub enum Input<'a> {
     /// The client is back on a new signal connection, which takes the place of the old one. Only if
     /// [`Session::is_resumable_by`] said so; otherwise answer with [`resume_refusal`] and close.
     Resume(Box<Resuming>),
+    /// What is left of the session at its former home and elsewhere: the answer to
+    /// [`Output::Claim`].
+    Claimed(Box<Claimed>),
     /// The signal connection is gone: the newest one, not one that a resume has replaced.
     SignalClosed,
     /// The node stops.
     Shutdown,
     /// [`Session::deadline`] has been reached.
     Timeout,
+}
+
+/// What other nodes still hold of a session that was taken over.
+#[derive(Clone, Debug, Default)]
+pub struct Claimed {
+    /// What the former home kept besides the replicated record; `None` if nobody has it.
+    pub keepsake: Option<Keepsake>,
+    /// Highest number of the client's reliable messages that every node of the room has: the client
+    /// sends again what came after it.
+    pub last_sequence: u32,
 }
 
 /// Why a proposal came to nothing.
@@ -140,6 +158,12 @@ pub enum Output {
         request: RequestId,
         /// The change.
         command: Command,
+    },
+    /// This node is the participant's home now: collect what others hold of its session, and make
+    /// the former home let go of it; answer with [`Input::Claimed`].
+    Claim {
+        /// Its new epoch.
+        epoch: Epoch,
     },
     /// Tell the engine.
     Media(media::Command),
@@ -193,6 +217,8 @@ pub struct Session {
 enum Phase {
     /// The join has been proposed.
     Joining(Box<Pending>),
+    /// Taking over the session of another node's participant.
+    Adopting(Box<Adoption>),
     /// In the room.
     Live(Box<Live>),
     /// The departure has been proposed.
@@ -246,6 +272,13 @@ impl Session {
                     pending.handle(&mut self.core, other);
                     Flow::Stay
                 }
+                Phase::Adopting(adoption) => match adoption.handle(&mut self.core, now, other) {
+                    Ok(flow) => flow,
+                    Err((live, flow)) => {
+                        self.phase = Phase::Live(live);
+                        flow
+                    }
+                },
                 Phase::Leaving(_) | Phase::Ended => Flow::Stay,
             },
         };
@@ -262,6 +295,7 @@ impl Session {
     pub fn deadline(&self) -> Option<Instant> {
         let own = match &self.phase {
             Phase::Live(live) => live.deadline(),
+            Phase::Adopting(adoption) => Some(adoption.deadline()),
             Phase::Joining(_) | Phase::Leaving(_) => None,
             Phase::Ended => return None,
         };
@@ -295,7 +329,7 @@ impl Session {
     /// Whether a client with this token may take this session back.
     #[must_use]
     pub fn is_resumable_by(&self, claims: &Claims, reconnect: &Reconnect) -> bool {
-        matches!(self.phase, Phase::Live(_))
+        matches!(self.phase, Phase::Live(_) | Phase::Adopting(_))
             && claims.identity() == self.core.identity.as_str()
             && claims.joinable_room(Some(self.core.room.as_str())).is_ok()
             && reconnect
@@ -351,6 +385,9 @@ impl Session {
                     Err(flow) => flow,
                 }
             }
+            (Phase::Adopting(adoption), Purpose::Adopt) => {
+                adoption.handle_decided(&mut self.core, result)
+            }
             (Phase::Live(live), purpose) => {
                 live.handle_decided(&mut self.core, purpose, result);
                 Flow::Stay
@@ -366,6 +403,7 @@ impl Session {
         self.core.fly();
         match &mut self.phase {
             Phase::Live(live) => live.handle_timeout(&mut self.core, now),
+            Phase::Adopting(adoption) => adoption.handle_timeout(&mut self.core, now),
             Phase::Joining(_) | Phase::Leaving(_) | Phase::Ended => Flow::Stay,
         }
     }
@@ -376,6 +414,7 @@ impl Session {
                 pending.handle_event(&self.core, change, room);
                 Flow::Stay
             }
+            Phase::Adopting(adoption) => adoption.handle_event(&mut self.core, change, room),
             Phase::Live(live) => live.handle_event(&mut self.core, now, change, room),
             Phase::Leaving(leaving) => leaving.handle_event(&self.core, change),
             Phase::Ended => Flow::Stay,

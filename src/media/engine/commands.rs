@@ -20,6 +20,7 @@ impl Engine {
                 peer,
                 role,
                 negotiated_channels,
+                restore: _,
             } => {
                 self.create_peer(now, peer, role, negotiated_channels);
             }

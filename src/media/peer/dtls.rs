@@ -81,7 +81,7 @@ enum Phase {
 
 /// An established session that can continue elsewhere. It holds the master secret: never to be
 /// written in the clear.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct DtlsSnapshot(Vec<u8>);
 
 impl DtlsSnapshot {

@@ -92,7 +92,7 @@ pub enum TransportEvent {
 
 /// An established transport that can continue on another node. Holds keys: never to be written in
 /// the clear.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct TransportSnapshot {
     /// The DTLS session.
     pub dtls: DtlsSnapshot,

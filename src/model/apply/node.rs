@@ -12,6 +12,18 @@ use crate::limit;
 use crate::participant::LeaveReason;
 
 impl State {
+    /// TEMPORARY shim: replaced by the real one on merge.
+    #[must_use]
+    pub fn standby(&self, participant: &crate::participant::Participant) -> Option<NodeId> {
+        self.nodes
+            .values()
+            .filter(|node| node.id != participant.home && node.state == NodeState::Serving)
+            .max_by_key(|node| {
+                crate::id::fnv1a(format!("{}{}", participant.sid, node.id).as_bytes())
+            })
+            .map(|node| node.id)
+    }
+
     /// A new start of a node's process ends what the earlier one served: nobody else will.
     pub(super) fn put_node(
         &mut self,

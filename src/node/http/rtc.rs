@@ -192,19 +192,22 @@ async fn admit(
         let accepted = shared.sessions.join(connect).await?;
         return Ok(Admission::Joined(accepted.inbox));
     };
-    let room = room_of(&connect);
+    let (room, sid) = (room_of(&connect), reconnect.sid.clone());
     let identity = Identity(connect.claims.identity().to_owned());
-    Ok(
-        match shared
-            .sessions
-            .hub
-            .find(&room, &identity, reconnect.sid.as_ref())
-        {
-            Some(inbox) => {
-                let Connect { claims, parameters } = connect;
-                Admission::Resumed(inbox, Box::new(Resuming { claims, parameters }))
-            }
-            None => Admission::Unknown,
-        },
-    )
+    let find = || shared.sessions.hub.find(&room, &identity, sid.as_ref());
+    let resumed = |inbox, connect: Connect| {
+        let Connect { claims, parameters } = connect;
+        Admission::Resumed(inbox, Box::new(Resuming { claims, parameters }))
+    };
+    if let Some(inbox) = find() {
+        return Ok(resumed(inbox, connect));
+    }
+    let Some(participant) = shared.sessions.find_elsewhere(&connect).await else {
+        return Ok(Admission::Unknown);
+    };
+    if let Some(inbox) = shared.sessions.adopt(connect.clone(), participant) {
+        return Ok(Admission::Joined(inbox));
+    }
+    // The client has knocked twice at the same time.
+    Ok(find().map_or(Admission::Unknown, |inbox| resumed(inbox, connect)))
 }

@@ -269,7 +269,7 @@ fn unreachable(status: &tonic::Status) -> bool {
 
 /// Derives a key for one purpose from the cluster's secret.
 #[must_use]
-pub fn derive(secret: &str, purpose: &'static str) -> [u8; 32] {
+pub fn derive(secret: &str, purpose: &str) -> [u8; 32] {
     let salt = hkdf::Salt::new(hkdf::HKDF_SHA256, b"flotilla");
     let mut key = [0; 32];
     salt.extract(secret.as_bytes())

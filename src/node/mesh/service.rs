@@ -15,8 +15,9 @@ use tracing::{info, warn};
 use super::enroll::Doorkeeper;
 use super::proto::mesh_server::Mesh;
 use super::proto::{
-    Acknowledgement, CrashReply, CrashRequest, EnrollReply, EnrollRequest, Frame, HeartbeatReply,
-    Hello, LinkReply, LinkRequest, Welcome, link_reply, link_request,
+    Acknowledgement, ClaimReply, ClaimRequest, CrashReply, CrashRequest, EnrollReply,
+    EnrollRequest, Frame, HeartbeatReply, Hello, LinkReply, LinkRequest, Welcome, link_reply,
+    link_request,
 };
 use super::{Inbound, Own, lock};
 use crate::telemetry::Metrics;
@@ -38,10 +39,19 @@ pub struct ServiceConfig {
     pub inbound: mpsc::Sender<Inbound>,
     /// Decides who gets in.
     pub doorkeeper: Doorkeeper,
+    /// Lets go of sessions.
+    pub claims: Arc<dyn Claims>,
     /// Whether `Crash` is allowed.
     pub may_crash: bool,
     /// Counters.
     pub metrics: Arc<Metrics>,
+}
+
+/// Who lets go of sessions that another node has taken over.
+#[tonic::async_trait]
+pub trait Claims: Send + Sync {
+    /// Ends the session here and says what is held of it.
+    async fn claim(&self, request: ClaimRequest) -> ClaimReply;
 }
 
 /// Implements the gRPC service.
@@ -265,6 +275,11 @@ impl Mesh for MeshService {
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+    }
+
+    async fn claim(&self, request: Request<ClaimRequest>) -> Result<Response<ClaimReply>, Status> {
+        let claims = &self.shared.config.claims;
+        Ok(Response::new(claims.claim(request.into_inner()).await))
     }
 
     async fn crash(&self, _: Request<CrashRequest>) -> Result<Response<CrashReply>, Status> {

@@ -15,6 +15,16 @@ use super::*;
 const SECRET: &str = "a secret for tests";
 const SKEW: Duration = Duration::from_secs(5);
 
+/// Holds nothing.
+struct Nothing;
+
+#[tonic::async_trait]
+impl Claims for Nothing {
+    async fn claim(&self, _: proto::ClaimRequest) -> proto::ClaimReply {
+        proto::ClaimReply::default()
+    }
+}
+
 struct Side {
     service: MeshService,
     channels: Channels,
@@ -67,6 +77,7 @@ impl Side {
                     state: Box::new(|| Arc::new(State::default())),
                     mesh,
                 },
+                claims: Arc::new(Nothing),
                 may_crash: false,
                 metrics: metrics(),
             }),
@@ -120,7 +131,7 @@ impl Side {
             .expect("open");
         match inbound.body {
             Body::Data(data) => data,
-            Body::Speakers(_) => panic!("no levels were sent"),
+            Body::Checkpoint(_) | Body::Speakers(_) => panic!("no levels were sent"),
         }
     }
 }

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use flotilla_media::peer::transport::TransportSnapshot;
 use flotilla_model::State;
-use flotilla_model::id::TrackSid;
+use flotilla_model::id::{Epoch, TrackSid};
 use flotilla_raft::Change;
 use flotilla_signal::data::DataOut;
-use flotilla_signal::media;
+use flotilla_signal::media::{self, Target};
 use flotilla_signal::proto::SignalRequest;
 use flotilla_signal::session::Resuming;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::connection::Connection;
 
@@ -52,6 +53,11 @@ pub enum Message {
         /// Which.
         connection: u64,
     },
+    /// Keys and indices of one of the session's connections, for the next home.
+    Checkpoint(Target, Box<TransportSnapshot>),
+    /// Another node serves the participant since this epoch: the session ends at once, and the
+    /// sender hears of it.
+    LetGo(Epoch, oneshot::Sender<()>),
     /// The media engine lost its state.
     EngineLost,
     /// Events were lost: the state as it is now.

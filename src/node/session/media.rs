@@ -5,7 +5,10 @@
 
 use flotilla_media::command::{self as engine, PeerId, PeerRole};
 use flotilla_media::event as engine_event;
-use flotilla_signal::media::{Channel, Command, Event, Settings, Target};
+use flotilla_media::peer::transport::TransportSnapshot;
+use flotilla_signal::media::{Channel, Command, Event, Restore, Settings, Target};
+
+use super::handover::Transports;
 
 /// A session, unique within the process.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -31,7 +34,9 @@ impl SessionKey {
     }
 }
 
-fn target(peer: PeerId) -> Target {
+/// Which of its session's connections a peer is.
+#[must_use]
+pub fn target(peer: PeerId) -> Target {
     if peer.0 & 1 == 0 {
         Target::Publisher
     } else {
@@ -63,9 +68,38 @@ fn settings(settings: Settings) -> engine::Settings {
     }
 }
 
-/// A session's order as the engine takes it. `single` tells on which peer tracks are received.
+/// What a peer of a session that is taken over starts from.
+fn restore(
+    restore: Option<&Restore>,
+    only: Option<Target>,
+    transport: Option<Box<TransportSnapshot>>,
+) -> Option<Box<engine::Restore>> {
+    let restore = restore?;
+    let channels = restore.channels.iter();
+    let here = |target: Target| only.is_none_or(|only| only == target);
+    Some(Box::new(engine::Restore {
+        transport: transport.map(|transport| *transport),
+        // Clients describe the connection that they receive on.
+        descriptions: restore
+            .descriptions
+            .clone()
+            .filter(|_| only != Some(Target::Publisher)),
+        channels: channels
+            .filter(|(target, ..)| here(*target))
+            .map(|(_, label, id)| (channel(*label), *id))
+            .collect(),
+    }))
+}
+
+/// A session's order as the engine takes it. `single` tells on which peer tracks are received;
+/// `transports` are used up by the creation of the peers.
 #[must_use]
-pub fn command(session: SessionKey, single: bool, command: Command) -> Vec<engine::Command> {
+pub fn command(
+    session: SessionKey,
+    single: bool,
+    command: Command,
+    transports: &mut Transports,
+) -> Vec<engine::Command> {
     let publisher = session.peer(Target::Publisher);
     let receiving = session.peer(if single {
         Target::Publisher
@@ -77,23 +111,32 @@ pub fn command(session: SessionKey, single: bool, command: Command) -> Vec<engin
         Command::CreatePeers {
             single: true,
             negotiated_channels,
+            restore: what,
         } => engine::Command::CreatePeer {
             peer: publisher,
             role: PeerRole::Single,
             negotiated_channels,
+            restore: restore(what.as_deref(), None, transports.publisher.take()),
         },
         Command::CreatePeers {
             single: false,
             negotiated_channels,
+            restore: what,
         } => {
+            let what = what.as_deref();
+            let Transports {
+                publisher: publishing,
+                subscriber: receiving,
+            } = std::mem::take(transports);
             return [
-                (publisher, PeerRole::Publisher),
-                (of(Target::Subscriber), PeerRole::Subscriber),
+                (Target::Publisher, PeerRole::Publisher, publishing),
+                (Target::Subscriber, PeerRole::Subscriber, receiving),
             ]
-            .map(|(peer, role)| engine::Command::CreatePeer {
-                peer,
+            .map(|(target, role, transport)| engine::Command::CreatePeer {
+                peer: of(target),
                 role,
                 negotiated_channels,
+                restore: restore(what, Some(target), transport),
             })
             .into();
         }
@@ -242,7 +285,9 @@ pub fn event(event: engine_event::Event) -> Option<(PeerId, Event)> {
             track,
             quality,
         } => (peer, Event::QualityWanted { track, quality }),
-        From::AudioLevels { .. } | From::RelayStarted { .. } => return None,
+        From::AudioLevels { .. } | From::RelayStarted { .. } | From::Checkpoint { .. } => {
+            return None;
+        }
     })
 }
 
@@ -277,7 +322,8 @@ mod tests {
         let session = SessionKey(1);
         let unsubscribe = |single| {
             let track = "TR_1".into();
-            match command(session, single, Command::Unsubscribe { track }).remove(0) {
+            let none = &mut Transports::default();
+            match command(session, single, Command::Unsubscribe { track }, none).remove(0) {
                 engine::Command::Unsubscribe { peer, .. } => peer,
                 other => panic!("{other:?}"),
             }

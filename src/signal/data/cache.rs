@@ -8,21 +8,50 @@ use std::time::{Duration, Instant};
 use super::DataOut;
 use crate::media::Channel;
 
-/// How long a message is kept. When it falls, messages sent while somebody joins get lost.
-const AGE_MAX: Duration = Duration::from_secs(2);
-/// Bytes kept; the oldest messages go first.
-const BYTES_MAX: usize = 100_000;
+/// How long a message is kept for joiners. When it falls, messages sent while somebody joins get
+/// lost.
+const JOIN_AGE_MAX: Duration = Duration::from_secs(2);
+/// Bytes kept for joiners; the oldest messages go first.
+const JOIN_BYTES_MAX: usize = 100_000;
+/// How long a message is kept for participants whose home fails: clients give up after 18 s.
+const MOVE_AGE_MAX: Duration = Duration::from_secs(20);
+/// Bytes kept for them, per room and node. When it falls, a busy room loses messages in a takeover.
+const MOVE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Recent numbered reliable messages of a room, replayed to a session right after its join and
 /// before any newer message: sessions drop numbers that are not above the last one of a sender.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Cache {
     messages: VecDeque<(Instant, Arc<DataOut>)>,
     bytes: usize,
+    age_max: Duration,
+    bytes_max: usize,
 }
 
 impl Cache {
-    /// Remembers a message, if it is one that joiners get.
+    /// For those who join.
+    #[must_use]
+    pub fn for_joins() -> Self {
+        Self::new(JOIN_AGE_MAX, JOIN_BYTES_MAX)
+    }
+
+    /// For those who are taken over by another node: what was on its way to them is lost with the
+    /// former home.
+    #[must_use]
+    pub fn for_moves() -> Self {
+        Self::new(MOVE_AGE_MAX, MOVE_BYTES_MAX)
+    }
+
+    fn new(age_max: Duration, bytes_max: usize) -> Self {
+        Self {
+            messages: VecDeque::new(),
+            bytes: 0,
+            age_max,
+            bytes_max,
+        }
+    }
+
+    /// Remembers a message, if it is one that is replayed.
     pub fn push(&mut self, now: Instant, message: &Arc<DataOut>) {
         if message.channel != Channel::Reliable || message.sequence == 0 {
             return;
@@ -32,7 +61,7 @@ impl Cache {
         self.expire(now);
     }
 
-    /// What a joiner gets, oldest first.
+    /// What somebody new gets, oldest first.
     pub fn replay(&mut self, now: Instant) -> impl Iterator<Item = &Arc<DataOut>> {
         self.expire(now);
         self.messages.iter().map(|(_, message)| message)
@@ -40,7 +69,7 @@ impl Cache {
 
     fn expire(&mut self, now: Instant) {
         while let Some((at, message)) = self.messages.front() {
-            if self.bytes <= BYTES_MAX && now.saturating_duration_since(*at) <= AGE_MAX {
+            if self.bytes <= self.bytes_max && now.saturating_duration_since(*at) <= self.age_max {
                 break;
             }
             self.bytes -= message.payload.len();
@@ -97,13 +126,13 @@ mod tests {
     #[test]
     fn joiners_get_the_last_two_seconds_in_order() {
         let start = crate::session::testing::start();
-        let mut cache = Cache::default();
+        let mut cache = Cache::for_joins();
         cache.push(start, &message(1, 10));
         cache.push(start + Duration::from_millis(1500), &message(2, 10));
         cache.push(start + Duration::from_millis(1600), &message(0, 10));
-        assert_eq!(numbers(&mut cache, start + AGE_MAX), [1, 2]);
+        assert_eq!(numbers(&mut cache, start + JOIN_AGE_MAX), [1, 2]);
         assert_eq!(
-            numbers(&mut cache, start + AGE_MAX + Duration::from_millis(1)),
+            numbers(&mut cache, start + JOIN_AGE_MAX + Duration::from_millis(1)),
             [2]
         );
     }
@@ -111,7 +140,7 @@ mod tests {
     #[test]
     fn the_oldest_go_when_there_are_too_many_bytes() {
         let start = crate::session::testing::start();
-        let mut cache = Cache::default();
+        let mut cache = Cache::for_joins();
         for sequence in 1..=5 {
             cache.push(start, &message(sequence, 40_000));
         }

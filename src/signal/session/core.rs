@@ -32,6 +32,8 @@ pub(super) struct Core {
     /// There is a signal connection; without one replies are dropped, because a resume brings
     /// everything anew.
     pub(super) connected: bool,
+    /// The engine has no peers of this session yet: it would not know what is meant.
+    pub(super) peers_pending: bool,
     pub(super) discards: Discards,
     outputs: VecDeque<Output>,
     started: Instant,
@@ -70,6 +72,7 @@ impl Core {
             protocol: 0,
             single: false,
             connected: true,
+            peers_pending: false,
             discards: Discards::default(),
             outputs: VecDeque::new(),
             started,
@@ -101,7 +104,9 @@ impl Core {
     }
 
     pub(super) fn media(&mut self, command: media::Command) {
-        self.output(Output::Media(command));
+        if !self.peers_pending {
+            self.output(Output::Media(command));
+        }
     }
 
     /// Closes the signal connection after what was said before.

@@ -61,6 +61,11 @@ impl Channels {
     pub(super) fn last_sequence(&self) -> u32 {
         self.sequence
     }
+
+    /// Goes on where a former home was: this is the highest number accepted from the client.
+    pub(super) fn go_on(&mut self, sequence: u32) {
+        self.sequence = sequence;
+    }
 }
 
 impl Live {

@@ -283,7 +283,8 @@ impl Live {
     fn start_media(&mut self, core: &mut Core, parameters: JoinParameters) {
         core.media(media::Command::CreatePeers {
             single: core.single,
-            negotiated_channels: core.single && PROTOCOL >= 18 && core.protocol >= 18,
+            negotiated_channels: negotiates_channels(core),
+            restore: None,
         });
         for request in parameters.add_tracks {
             self.add_track(core, request);
@@ -293,6 +294,11 @@ impl Live {
             self.handle_offer(core, offer);
         }
     }
+}
+
+/// Data channels by fixed ids, from protocol 18 on.
+pub(super) fn negotiates_channels(core: &Core) -> bool {
+    core.single && PROTOCOL >= 18 && core.protocol >= 18
 }
 
 pub(super) fn client_configuration() -> proto::ClientConfiguration {

@@ -104,6 +104,11 @@ impl Session {
                 self.core.connected = false;
                 Flow::Leave(LeaveReason::ServerShutdown)
             }
+            // The client tries the next node; the participant stays.
+            Phase::Adopting(_) => {
+                self.core.close_signal();
+                Flow::End(LeaveReason::Unknown)
+            }
             Phase::Leaving(_) | Phase::Ended => Flow::Stay,
         }
     }

@@ -1,5 +1,6 @@
 //! A participant in its room: its state, and where each input goes.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,6 +18,7 @@ use super::publish::Published;
 use super::subscribe::Subscribed;
 use super::update::Told;
 use super::{CommitError, Input, leave, negotiate, publish};
+use crate::data::DataOut;
 use crate::media;
 
 #[derive(Debug)]
@@ -47,6 +49,9 @@ pub(super) struct Live {
     pub(super) disconnect_on_resume: Option<super::resume::Disconnect>,
     /// When its simulated speech ends.
     pub(super) speech_until: Option<Instant>,
+    /// Data that came before the peers of a session that was taken over. The oldest go first.
+    pub(super) held: VecDeque<Arc<DataOut>>,
+    pub(super) held_bytes: usize,
 }
 
 impl Live {
@@ -62,6 +67,8 @@ impl Live {
             leave_reason: LeaveReason::SignalClose,
             disconnect_on_resume: None,
             speech_until: None,
+            held: VecDeque::new(),
+            held_bytes: 0,
             seen: room.version,
             me,
             room,
@@ -72,6 +79,10 @@ impl Live {
         match input {
             Input::Request(request) => self.handle_request(core, now, *request),
             Input::Media(event) => self.handle_media(core, now, event),
+            Input::Data(message) if core.peers_pending => {
+                self.hold(core, message);
+                Flow::Stay
+            }
             Input::Data(message) => {
                 self.handle_data_of_others(core, &message);
                 Flow::Stay
@@ -85,6 +96,7 @@ impl Live {
             Input::Event { .. }
             | Input::Committed { .. }
             | Input::Resume(_)
+            | Input::Claimed(_)
             | Input::SignalClosed
             | Input::Shutdown
             | Input::Timeout => Flow::Stay,
@@ -296,7 +308,7 @@ impl Live {
         result: Result<Reply, CommitError>,
     ) {
         match purpose {
-            Purpose::Join | Purpose::Leave | Purpose::Unpublish(_) => {}
+            Purpose::Join | Purpose::Adopt | Purpose::Leave | Purpose::Unpublish(_) => {}
             Purpose::Activate => self.activating = false,
             Purpose::Publish {
                 track,

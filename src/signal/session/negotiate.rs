@@ -31,6 +31,8 @@ impl Live {
             core.discards.malformed_descriptions += 1;
             return;
         }
+        // A client that is taken over says first what it has. One that does not has its peers anew.
+        self.create_peers(core, None);
         core.media(media::Command::Offer {
             target: Target::Publisher,
             id: offer.id,

@@ -17,6 +17,8 @@ use super::CommitError;
 #[derive(Clone, PartialEq, Debug)]
 pub(super) enum Purpose {
     Join,
+    /// To become the participant's home.
+    Adopt,
     Activate,
     Leave,
     /// A new track, or a new encoding of a track that is there already.
@@ -39,7 +41,8 @@ impl Purpose {
     /// Asked for again until it is decided.
     fn is_persistent(&self) -> bool {
         match self {
-            Self::Activate
+            Self::Adopt
+            | Self::Activate
             | Self::Leave
             | Self::Describe(_)
             | Self::Unpublish(_)
@@ -59,7 +62,8 @@ impl Purpose {
         self == older
             && matches!(
                 self,
-                Self::Activate
+                Self::Adopt
+                    | Self::Activate
                     | Self::Leave
                     | Self::Describe(_)
                     | Self::Unpublish(_)

@@ -58,6 +58,29 @@ impl Published {
             .min()
     }
 
+    /// The tracks of a session that was taken over, as the room has them.
+    pub(super) fn of(me: &Participant) -> Self {
+        let own = |track: &Arc<Track>| Own {
+            cid: track
+                .codecs
+                .iter()
+                .map(|codec| codec.cid.clone())
+                .find(|cid| !cid.is_empty())
+                .unwrap_or_default(),
+            track: Track::clone(track),
+            committed: true,
+            subscriber_told: false,
+            wanted: None,
+            lower: None,
+        };
+        let tracks = me.tracks.values();
+        Self {
+            tracks: tracks
+                .map(|track| (track.sid.clone(), own(track)))
+                .collect(),
+        }
+    }
+
     pub(super) fn get(&self, sid: &TrackSid) -> Option<&Track> {
         self.tracks.get(sid).map(|own| &own.track)
     }
@@ -376,6 +399,22 @@ impl Live {
                 break;
             }
             self.notice_subscriber(core, subscriber);
+        }
+    }
+
+    /// Tells the engine, which is new to them, of all tracks.
+    pub(super) fn publish_again(&self, core: &mut Core) {
+        for own in self.published.tracks.values() {
+            core.media(media::Command::Publish {
+                track: Box::new(own.track.clone()),
+                epoch: self.me.epoch,
+            });
+            if own.track.muted {
+                core.media(media::Command::SetMuted {
+                    track: own.track.sid.clone(),
+                    muted: true,
+                });
+            }
         }
     }
 

@@ -1,9 +1,8 @@
 //! A client that lost its signal connection and comes back for its session.
 //!
 //! Same node: everything is still here, so the client gets a new connection, the news it missed, and
-//! brings its media up again by an offer of its own. What a session holds besides the replicated
-//! record is small and listed in [`super::live::Live`]; a node that takes one over starts from the
-//! record.
+//! brings its media up again by an offer of its own. A node that takes a session over
+//! ([`super::adopt`]) answers the same way, from the replicated record.
 
 use std::time::Instant;
 
@@ -47,6 +46,10 @@ impl Session {
     /// The client may come back; one that has not joined yet may not.
     pub(super) fn handle_signal_closed(&mut self, now: Instant) -> Flow {
         self.core.connected = false;
+        if let Phase::Adopting(_) = &self.phase {
+            // Whoever it turns to next takes the participant over from the log's record.
+            return Flow::End(LeaveReason::Unknown);
+        }
         if let Phase::Live(live) = &mut self.phase {
             let by = now + self.core.config.resume_timeout;
             live.wait_for_resume(by);
@@ -56,6 +59,11 @@ impl Session {
 
     pub(super) fn handle_resume(&mut self, now: Instant, resuming: Resuming) -> Flow {
         // The shell asks `is_resumable_by` first.
+        if let Phase::Adopting(adoption) = &mut self.phase {
+            self.core.connected = true;
+            adoption.replace(resuming);
+            return Flow::Stay;
+        }
         let Phase::Live(live) = &mut self.phase else {
             return Flow::Stay;
         };
@@ -68,7 +76,7 @@ impl Live {
         self.resume_by = Some(self.resume_by.map_or(by, |earlier| earlier.min(by)));
     }
 
-    fn resume(&mut self, core: &mut Core, now: Instant, resuming: Resuming) -> Flow {
+    pub(super) fn resume(&mut self, core: &mut Core, now: Instant, resuming: Resuming) -> Flow {
         core.connected = true;
         self.resume_by = None;
         self.leave_reason = LeaveReason::SignalClose;
@@ -92,6 +100,7 @@ impl Live {
         self.refresh_token(core, now);
         self.repeat_published(core);
         if !core.single {
+            // Without effect for a session that was just taken over: its peers are still to come.
             core.media(media::Command::RestartIce);
         }
         if disconnect == Some(Disconnect::AfterMessages) {
@@ -128,6 +137,7 @@ impl Live {
             let sender = ParticipantSid(received.publisher_sid.clone());
             self.note_received(sender, received.last_seq);
         }
+        self.create_peers(core, Some(state));
         Flow::Stay
     }
 

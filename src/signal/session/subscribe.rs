@@ -15,6 +15,7 @@ use flotilla_model::track::{Kind, Quality, Track};
 use flotilla_model::unit::Size;
 use livekit_protocol as proto;
 use proto::signal_response::Message;
+use serde::{Deserialize, Serialize};
 
 use super::core::Core;
 use super::live::Live;
@@ -30,6 +31,8 @@ pub(super) struct Subscribed {
     wishes: BTreeMap<TrackSid, Wish>,
     /// Starts with the lowest layer, because the client will say how large it shows a track.
     adaptive: bool,
+    /// Wishes have changed.
+    changed: bool,
 }
 
 #[derive(Debug)]
@@ -39,8 +42,8 @@ struct Told {
 }
 
 /// `UpdateTrackSettings` of a track.
-#[derive(Clone, Copy, Debug)]
-struct Wish {
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub(super) struct Wish {
     enabled: bool,
     quality: Quality,
     size: Size,
@@ -56,7 +59,27 @@ impl Subscribed {
             told: BTreeMap::new(),
             wishes: BTreeMap::new(),
             adaptive,
+            changed: false,
         }
+    }
+
+    pub(super) fn wishes(&self) -> &BTreeMap<TrackSid, Wish> {
+        &self.wishes
+    }
+
+    pub(super) fn set_wishes(&mut self, wishes: BTreeMap<TrackSid, Wish>) {
+        self.wishes = wishes;
+        self.changed = true;
+    }
+
+    /// The engine was told nothing yet.
+    pub(super) fn forget_told(&mut self) {
+        self.told.clear();
+    }
+
+    /// Whether wishes have changed since this was asked last.
+    pub(super) fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
     }
 
     pub(super) fn contains(&self, track: &TrackSid) -> bool {
@@ -311,7 +334,7 @@ impl Live {
                 .wishes
                 .retain(|sid, _| room.track(sid).is_some());
         }
-        self.subscribed.wishes.insert(sid, wish);
+        self.subscribed.changed |= self.subscribed.wishes.insert(sid, wish) != Some(wish);
         self.adjust(core, track);
     }
 

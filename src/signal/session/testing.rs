@@ -8,14 +8,16 @@ use flotilla_model::State;
 use flotilla_model::cluster::{Node, NodeState};
 use flotilla_model::command::{Command, Entry};
 use flotilla_model::event::Event;
-use flotilla_model::id::{BootId, NodeId, RequestId, RoomName, TrackSid, UnixMillis};
+use flotilla_model::id::{
+    BootId, Epoch, Identity, NodeId, RequestId, RoomName, TrackSid, UnixMillis,
+};
 use flotilla_model::room::Room;
 use flotilla_model::track::{Layer, Quality, TrackCodec};
 use livekit_protocol as proto;
 use proto::signal_request::Message as Asked;
 use proto::signal_response::Message;
 
-use super::{Close, CommitError, Input, Joining, Output, Resuming, Session};
+use super::{Adopting, Claimed, Close, CommitError, Input, Joining, Output, Resuming, Session};
 use crate::config::SessionConfig;
 use crate::connect::{Connect, HttpError, JoinParameters};
 use crate::data::DataOut;
@@ -74,6 +76,8 @@ pub(crate) struct Seat {
     pub(crate) media: Vec<media::Command>,
     pub(crate) closed: Vec<Close>,
     pub(crate) refused: Option<HttpError>,
+    /// Epoch that it claims the session with, if it takes one over.
+    pub(crate) claimed: Option<Epoch>,
     /// It has a signal connection.
     pub(crate) connected: bool,
 }
@@ -187,8 +191,50 @@ impl World {
             media: Vec::new(),
             closed: Vec::new(),
             refused: None,
+            claimed: None,
             connected: true,
         });
+        seat
+    }
+
+    /// Node 2 begins to take over a participant's session.
+    pub(crate) fn begin_adopt(&mut self, identity: &str, parameters: JoinParameters) -> usize {
+        let participant = self
+            .room()
+            .participants
+            .get(&Identity::from(identity))
+            .cloned();
+        let seat = self.begin_join(claims(identity), parameters.clone());
+        let mut config = SessionConfig::clone(&self.config);
+        config.node = NodeId(2);
+        self.seats[seat].session = Session::adopt(
+            self.now,
+            Adopting {
+                config: Arc::new(config),
+                resuming: Resuming {
+                    claims: claims(identity),
+                    parameters,
+                },
+                participant: participant.expect("in the room"),
+                seed: [self.joined; 32],
+                wall: self.wall(),
+            },
+        );
+        seat
+    }
+
+    /// The same, until the client has been answered.
+    pub(crate) fn adopt(&mut self, identity: &str, parameters: JoinParameters) -> usize {
+        let seat = self.begin_adopt(identity, parameters);
+        self.run();
+        assert!(self.seats[seat].claimed.is_some(), "nothing was claimed");
+        self.input(
+            seat,
+            Input::Claimed(Box::new(Claimed {
+                keepsake: None,
+                last_sequence: 7,
+            })),
+        );
         seat
     }
 
@@ -298,6 +344,7 @@ impl World {
                     place.session.handle(now, Input::Data(message));
                 }
             }
+            Output::Claim { epoch } => place.claimed = Some(epoch),
             Output::Refuse(error) => place.refused = Some(error),
             Output::Close(close) => {
                 place.connected = false;

@@ -16,6 +16,7 @@ use super::testing::{World, camera, claims, config, described, microphone, param
 use super::{Close, Input};
 use crate::media::{self, Channel, Target};
 
+mod adopt;
 mod any;
 mod data;
 mod join;

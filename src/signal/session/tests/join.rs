@@ -88,6 +88,7 @@ fn v1_offer_and_tracks_of_the_join_request_reach_the_engine_at_once() {
         media::Command::CreatePeers {
             single: true,
             negotiated_channels: false,
+            restore: None,
         },
         media::Command::Publish {
             track: published, ..

@@ -1,0 +1,319 @@
+//! What a session needs besides the log to go on at another node: sealed, kept at home and at the
+//! participant's standby, collected by the node that takes the session over.
+//!
+//! ```text
+//! engine ─ checkpoint ─┐                        ┌─ standby's Checkpoints
+//! session ─ keepsake ──┴─ seal ─ own Checkpoints┴── Claim ── the next home ─ open ─ engine
+//! ```
+//!
+//! None of it is needed for a takeover: without keys a client's transport starts with a handshake.
+//! Every part is small, replaces the one before, and goes when its participant leaves.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, Nonce, RandomizedNonceKey};
+use bytes::Bytes;
+use flotilla_media::peer::transport::TransportSnapshot;
+use flotilla_model::State;
+use flotilla_model::id::{Epoch, ParticipantSid};
+use flotilla_signal::session::Keepsake;
+use serde::{Deserialize, Serialize};
+
+use crate::mesh::{enroll, proto};
+
+/// Sessions of other nodes' participants, and own ones, that are remembered. Beyond it new ones are
+/// not: they start with a handshake when they move.
+const HELD_MAX: usize = 64 * 1024;
+/// Longest part of a checkpoint that is kept.
+const PART_BYTES_MAX: usize = 64 * 1024;
+/// How long one sealing key is used.
+const PERIOD_MS: u64 = 3_600_000;
+/// Layout of what is sealed. A node that does not know it does without.
+const VERSION: u8 = 1;
+const NONCE_BYTES: usize = 12;
+const HEADER_BYTES: usize = 1 + 8 + NONCE_BYTES;
+
+/// Seals parts of sessions with keys that follow from the cluster's secret and the hour.
+pub struct Vault {
+    secret: String,
+}
+
+/// What is sealed.
+#[derive(Serialize, Deserialize)]
+enum Part {
+    Transport(Box<TransportSnapshot>),
+    Keepsake(Keepsake),
+}
+
+impl Vault {
+    /// A vault of the cluster with this secret.
+    #[must_use]
+    pub fn new(secret: String) -> Self {
+        Self { secret }
+    }
+
+    /// Seals a connection's keys and indices. `wall_ms` is the wall clock.
+    #[must_use]
+    pub fn seal_transport(
+        &self,
+        sid: &ParticipantSid,
+        snapshot: Box<TransportSnapshot>,
+        wall_ms: u64,
+    ) -> Bytes {
+        self.seal(sid, &Part::Transport(snapshot), wall_ms)
+    }
+
+    /// Seals what a session keeps.
+    #[must_use]
+    pub fn seal_keepsake(&self, sid: &ParticipantSid, keepsake: Keepsake, wall_ms: u64) -> Bytes {
+        self.seal(sid, &Part::Keepsake(keepsake), wall_ms)
+    }
+
+    /// Opens a connection's keys; `None` if they are somebody else's, damaged or of another version.
+    #[must_use]
+    pub fn open_transport(
+        &self,
+        sid: &ParticipantSid,
+        sealed: &[u8],
+    ) -> Option<Box<TransportSnapshot>> {
+        match self.open(sid, sealed)? {
+            Part::Transport(snapshot) => Some(snapshot),
+            Part::Keepsake(_) => None,
+        }
+    }
+
+    /// Opens what a session keeps; `None` as with [`Vault::open_transport`].
+    #[must_use]
+    pub fn open_keepsake(&self, sid: &ParticipantSid, sealed: &[u8]) -> Option<Keepsake> {
+        match self.open(sid, sealed)? {
+            Part::Keepsake(keepsake) => Some(keepsake),
+            Part::Transport(_) => None,
+        }
+    }
+
+    fn key(&self, period: u64) -> RandomizedNonceKey {
+        let bytes = enroll::derive(&self.secret, &format!("sessions {period}"));
+        RandomizedNonceKey::new(&AES_256_GCM, &bytes).expect("the key has the cipher's length")
+    }
+
+    fn seal(&self, sid: &ParticipantSid, part: &Part, wall_ms: u64) -> Bytes {
+        let Ok(mut sealed) = postcard::to_allocvec(part) else {
+            return Bytes::new();
+        };
+        let period = wall_ms / PERIOD_MS;
+        let aad = Aad::from(sid.as_str().as_bytes());
+        let nonce = self
+            .key(period)
+            .seal_in_place_append_tag(aad, &mut sealed)
+            .expect("a part is far below the cipher's limit");
+        let mut whole = Vec::with_capacity(HEADER_BYTES + sealed.len());
+        whole.push(VERSION);
+        whole.extend_from_slice(&period.to_be_bytes());
+        whole.extend_from_slice(nonce.as_ref());
+        whole.append(&mut sealed);
+        whole.into()
+    }
+
+    fn open(&self, sid: &ParticipantSid, sealed: &[u8]) -> Option<Part> {
+        let (header, body) = sealed.split_at_checked(HEADER_BYTES)?;
+        let (version, rest) = header.split_first()?;
+        let (period, nonce) = rest.split_first_chunk::<8>()?;
+        if *version != VERSION {
+            return None;
+        }
+        let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
+        let mut body = body.to_vec();
+        let plain = self
+            .key(u64::from_be_bytes(*period))
+            .open_in_place(nonce, Aad::from(sid.as_str().as_bytes()), &mut body)
+            .ok()?;
+        postcard::from_bytes(plain).ok()
+    }
+}
+
+/// Opened keys of a session's connections.
+#[derive(Default)]
+pub struct Transports {
+    /// The connection that the client publishes on.
+    pub publisher: Option<Box<TransportSnapshot>>,
+    /// The one it receives on (v0).
+    pub subscriber: Option<Box<TransportSnapshot>>,
+}
+
+/// Sealed parts of a session; empty: not known.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Held {
+    /// Epoch of the home that sent them.
+    pub epoch: Epoch,
+    /// The connection that the client publishes on.
+    pub publisher: Bytes,
+    /// The one it receives on (v0).
+    pub subscriber: Bytes,
+    /// What the session keeps.
+    pub keepsake: Bytes,
+}
+
+impl Held {
+    fn put(&mut self, epoch: Epoch, publisher: Bytes, subscriber: Bytes, keepsake: Bytes) {
+        if epoch < self.epoch {
+            return;
+        }
+        // Wishes outlive the connections of an epoch; keys do not.
+        if epoch > self.epoch {
+            (self.publisher, self.subscriber) = (Bytes::new(), Bytes::new());
+        }
+        self.epoch = epoch;
+        for (slot, part) in [
+            (&mut self.publisher, publisher),
+            (&mut self.subscriber, subscriber),
+            (&mut self.keepsake, keepsake),
+        ] {
+            if !part.is_empty() && part.len() <= PART_BYTES_MAX {
+                *slot = part;
+            }
+        }
+    }
+}
+
+/// Sessions' parts that this node holds.
+#[derive(Default)]
+pub struct Checkpoints {
+    /// Written by sessions and the mesh, read by claims; nothing waits while it is held.
+    held: Mutex<HashMap<ParticipantSid, Held>>,
+}
+
+impl Checkpoints {
+    fn lock(&self) -> MutexGuard<'_, HashMap<ParticipantSid, Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes parts of a session; those of an older epoch than known are ignored.
+    pub fn put(&self, checkpoint: proto::Checkpoint) {
+        let mut held = self.lock();
+        let sid = ParticipantSid(checkpoint.sid);
+        if held.len() >= HELD_MAX && !held.contains_key(&sid) {
+            return;
+        }
+        held.entry(sid).or_default().put(
+            Epoch(checkpoint.epoch),
+            checkpoint.publisher,
+            checkpoint.subscriber,
+            checkpoint.keepsake,
+        );
+    }
+
+    /// What is held of a session.
+    #[must_use]
+    pub fn get(&self, sid: &ParticipantSid) -> Option<Held> {
+        self.lock().get(sid).cloned()
+    }
+
+    /// The participant left.
+    pub fn forget(&self, sid: &ParticipantSid) {
+        self.lock().remove(sid);
+    }
+
+    /// Keeps only those whose participants are there, after events were lost.
+    pub fn retain_present(&self, state: &State) {
+        let present: std::collections::HashSet<&ParticipantSid> = state
+            .rooms
+            .values()
+            .flat_map(|room| room.participants.values().map(|p| &p.sid))
+            .collect();
+        self.lock().retain(|sid, _| present.contains(sid));
+    }
+
+    /// How many sessions parts are held of.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Whether nothing is held.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: u64 = 1_700_000_000_000;
+
+    #[test]
+    fn only_the_same_cluster_and_session_opens() {
+        let vault = Vault::new("a cluster's secret".into());
+        let (alice, bob) = (ParticipantSid("PA_a".into()), ParticipantSid("PA_b".into()));
+        let sealed = vault.seal_keepsake(&alice, Keepsake::default(), HOUR);
+        assert_eq!(
+            vault.open_keepsake(&alice, &sealed),
+            Some(Keepsake::default())
+        );
+        assert_eq!(vault.open_keepsake(&bob, &sealed), None);
+        let other = Vault::new("another secret".into());
+        assert_eq!(other.open_keepsake(&alice, &sealed), None);
+        assert!(vault.open_transport(&alice, &sealed).is_none());
+        for cut in 0..sealed.len() {
+            assert_eq!(vault.open_keepsake(&alice, &sealed[..cut]), None);
+        }
+        let mut changed = sealed.to_vec();
+        for at in 0..changed.len() {
+            changed[at] ^= 1;
+            assert_eq!(vault.open_keepsake(&alice, &changed), None);
+            changed[at] ^= 1;
+        }
+    }
+
+    #[test]
+    fn keys_change_with_the_hour() {
+        let vault = Vault::new("a cluster's secret".into());
+        let sid = ParticipantSid("PA_a".into());
+        let sealed = vault.seal_keepsake(&sid, Keepsake::default(), HOUR);
+        let mut later = sealed.to_vec();
+        later[8] ^= 1;
+        assert_eq!(vault.open_keepsake(&sid, &later), None, "another period");
+        let next = vault.seal_keepsake(&sid, Keepsake::default(), HOUR + PERIOD_MS);
+        assert_ne!(next[1..9], sealed[1..9]);
+        assert!(vault.open_keepsake(&sid, &next).is_some());
+    }
+
+    fn checkpoint(
+        epoch: u64,
+        publisher: &'static [u8],
+        keepsake: &'static [u8],
+    ) -> proto::Checkpoint {
+        proto::Checkpoint {
+            room: "room".into(),
+            sid: "PA_a".into(),
+            epoch,
+            publisher: Bytes::from_static(publisher),
+            subscriber: Bytes::new(),
+            keepsake: Bytes::from_static(keepsake),
+        }
+    }
+
+    #[test]
+    fn parts_add_up_and_older_epochs_are_refused() {
+        let checkpoints = Checkpoints::default();
+        let sid = ParticipantSid("PA_a".into());
+        checkpoints.put(checkpoint(2, b"keys", b""));
+        checkpoints.put(checkpoint(2, b"", b"wishes"));
+        checkpoints.put(checkpoint(1, b"old keys", b"old wishes"));
+        let held = checkpoints.get(&sid).expect("it was put");
+        assert_eq!(
+            (&held.publisher[..], &held.keepsake[..]),
+            (&b"keys"[..], &b"wishes"[..])
+        );
+        checkpoints.put(checkpoint(3, b"", b""));
+        let held = checkpoints.get(&sid).expect("it was put");
+        assert_eq!(
+            (&held.publisher[..], &held.keepsake[..]),
+            (&b""[..], &b"wishes"[..])
+        );
+        checkpoints.forget(&sid);
+        assert!(checkpoints.is_empty());
+    }
+}

@@ -1,0 +1,213 @@
+//! Taking over another node's session, and leaving one's own in a state that others can.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use flotilla_media::peer::transport::TransportSnapshot;
+use flotilla_model::id::{Epoch, Identity, NodeId, ParticipantSid, RoomName, UnixMillis};
+use flotilla_model::participant::Participant;
+use flotilla_signal::connect::Connect;
+use flotilla_signal::media::Target;
+use flotilla_signal::session::{Adopting, Claimed, Resuming, Session, may_adopt};
+use futures_util::future::join_all;
+use rand::RngCore as _;
+use tracing::{debug, info};
+
+use super::handover::Transports;
+use super::inbox::Inbox;
+use super::{CONNECT_MAX, Claim, Sessions, Task};
+use crate::mesh::enroll::wall_clock_ms;
+use crate::mesh::{Body, proto};
+
+/// How long other nodes are waited for. Who does not answer has its say in the client's de-duplication.
+const CLAIM_MAX: Duration = Duration::from_millis(300);
+/// How long the log's newest state is waited for when the session is not known here.
+const READ_MAX: Duration = Duration::from_millis(500);
+
+impl Sessions {
+    /// The participant whose session this client wants back, if the log has it and the client may.
+    pub async fn find_elsewhere(&self, connect: &Connect) -> Option<Arc<Participant>> {
+        let known = self.find_in(&self.group.state(), connect);
+        if known.is_some() {
+            return known;
+        }
+        // It may have joined elsewhere a moment ago. Without quorum there is no saying.
+        let read = tokio::time::timeout(READ_MAX, self.group.read()).await;
+        let state = read.ok()?.ok()?;
+        self.find_in(&state, connect)
+    }
+
+    fn find_in(
+        &self,
+        state: &flotilla_model::State,
+        connect: &Connect,
+    ) -> Option<Arc<Participant>> {
+        let name = connect.claims.video.as_ref()?.room.as_str();
+        let room = state.rooms.get(&RoomName(name.to_owned()))?;
+        let participant = room
+            .participants
+            .get(&Identity(connect.claims.identity().to_owned()))?;
+        let reconnect = connect.parameters.reconnect.as_ref()?;
+        may_adopt(&connect.claims, reconnect, name, participant).then(|| participant.clone())
+    }
+
+    /// Takes a participant's session over from another node. Returns where the client's socket goes;
+    /// `None` if a session of it has appeared here meanwhile.
+    pub fn adopt(
+        self: &Arc<Self>,
+        connect: Connect,
+        participant: Arc<Participant>,
+    ) -> Option<Inbox> {
+        let (inbox, outlet) = Inbox::new();
+        let mut seed = [0; 32];
+        rand::rng().fill_bytes(&mut seed);
+        let single = participant.client.single_peer_connection;
+        let former = participant.home;
+        let now = Instant::now();
+        let Connect { claims, parameters } = connect;
+        let session = Session::adopt(
+            now,
+            Adopting {
+                config: self.config.clone(),
+                resuming: Resuming { claims, parameters },
+                participant,
+                seed,
+                wall: UnixMillis(wall_clock_ms()),
+            },
+        );
+        let (room, sid) = (session.room(), session.sid());
+        if !self
+            .hub
+            .register_adopting(room, sid, session.identity(), &inbox)
+        {
+            return None;
+        }
+        info!(%room, participant = %sid, %former, "taking a session over");
+        let mut task = self.task(session, single, inbox.clone());
+        task.connect_by = Some(now + CONNECT_MAX);
+        task.spawn(outlet);
+        Some(inbox)
+    }
+
+    /// Asks everybody for what they hold of a session that this node is the home of now.
+    async fn claim(
+        self: Arc<Self>,
+        room: RoomName,
+        sid: ParticipantSid,
+        epoch: Epoch,
+    ) -> (Claimed, Transports) {
+        let begun = Instant::now();
+        let mesh = self.hub.mesh();
+        let asked = mesh.connected().into_iter().map(|node| {
+            let request = proto::ClaimRequest {
+                room: room.0.clone(),
+                sid: sid.0.clone(),
+                epoch: epoch.0,
+            };
+            mesh.claim(node, request, CLAIM_MAX)
+        });
+        let mut replies: Vec<_> = join_all(asked).await.into_iter().flatten().collect();
+        replies.push(self.hub.held(&room, &sid));
+        let of_room = || replies.iter().filter(|reply| reply.in_room);
+        let last_sequence = of_room().map(|reply| reply.last_sequence).min();
+        let newest = replies.iter().max_by_key(|reply| reply.epoch);
+        let transports = newest.map_or_else(Transports::default, |newest| Transports {
+            publisher: self.vault.open_transport(&sid, &newest.publisher),
+            subscriber: self.vault.open_transport(&sid, &newest.subscriber),
+        });
+        let mut kept = replies.iter().filter(|reply| !reply.keepsake.is_empty());
+        let claimed = Claimed {
+            keepsake: kept.find_map(|reply| self.vault.open_keepsake(&sid, &reply.keepsake)),
+            last_sequence: last_sequence.unwrap_or_default(),
+        };
+        info!(
+            epoch = epoch.0,
+            elapsed_us = begun.elapsed().as_micros() as u64,
+            served = replies.iter().any(|reply| reply.served),
+            keys = transports.publisher.is_some() || transports.subscriber.is_some(),
+            last_sequence = claimed.last_sequence,
+            "claimed a session"
+        );
+        (claimed, transports)
+    }
+}
+
+impl Task {
+    pub(super) fn claim(&self, epoch: Epoch) -> Claim {
+        let (room, sid) = (self.session.room().clone(), self.session.sid().clone());
+        Box::pin(self.node.clone().claim(room, sid, epoch))
+    }
+
+    /// The engine says where a connection stands.
+    pub(super) fn keep_transport(&mut self, target: Target, snapshot: Box<TransportSnapshot>) {
+        let sid = self.session.sid();
+        let sealed = self
+            .node
+            .vault
+            .seal_transport(sid, snapshot, wall_clock_ms());
+        let (publisher, subscriber) = match target {
+            Target::Publisher => (sealed, bytes::Bytes::new()),
+            Target::Subscriber => (bytes::Bytes::new(), sealed),
+        };
+        self.keep(proto::Checkpoint {
+            publisher,
+            subscriber,
+            ..proto::Checkpoint::default()
+        });
+    }
+
+    /// The client wants tracks otherwise than before.
+    pub(super) fn keep_wishes(&mut self) {
+        let sid = self.session.sid();
+        if let Some(keepsake) = self.session.keepsake() {
+            let keepsake = self
+                .node
+                .vault
+                .seal_keepsake(sid, keepsake, wall_clock_ms());
+            self.keep(proto::Checkpoint {
+                keepsake,
+                ..proto::Checkpoint::default()
+            });
+        }
+    }
+
+    fn keep(&mut self, parts: proto::Checkpoint) {
+        let Some(epoch) = self.session.epoch() else {
+            return;
+        };
+        let checkpoint = proto::Checkpoint {
+            room: self.session.room().0.clone(),
+            sid: self.session.sid().0.clone(),
+            epoch: epoch.0,
+            ..parts
+        };
+        self.node.hub.checkpoints().put(checkpoint.clone());
+        let Some(standby) = self.find_standby() else {
+            self.standby = None;
+            return;
+        };
+        let is_new = self.standby.replace(standby) != Some(standby);
+        let checkpoint = match self.node.hub.checkpoints().get(self.session.sid()) {
+            // A new standby has nothing yet.
+            Some(held) if is_new => proto::Checkpoint {
+                publisher: held.publisher,
+                subscriber: held.subscriber,
+                keepsake: held.keepsake,
+                ..checkpoint
+            },
+            _ => checkpoint,
+        };
+        let body = Body::Checkpoint(checkpoint);
+        if !self.node.hub.mesh().send(standby, body, true) {
+            debug!(%standby, "the standby does not take a checkpoint");
+            self.standby = None;
+        }
+    }
+
+    fn find_standby(&self) -> Option<NodeId> {
+        let state = self.node.group.state();
+        let room = state.rooms.get(self.session.room())?;
+        let participant = room.participants.get(self.session.identity())?;
+        state.standby(participant)
+    }
+}

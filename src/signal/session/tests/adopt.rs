@@ -1,0 +1,355 @@
+//! Sessions that another node takes over.
+
+use super::*;
+use crate::data::DataOut;
+use crate::session::{Claimed, Session};
+use bytes::Bytes;
+use flotilla_model::command::Rehome;
+use flotilla_model::id::{NodeId, ParticipantSid};
+use std::sync::Arc;
+
+fn home(world: &World, identity: &str) -> NodeId {
+    world.room().participants[&Identity::from(identity)].home
+}
+
+/// What a client says of itself when it comes back.
+fn sync_state(tracks: &[&TrackSid]) -> proto::SyncState {
+    let description = |kind: &str| proto::SessionDescription {
+        r#type: kind.into(),
+        sdp: format!("v=0 {kind}"),
+        ..proto::SessionDescription::default()
+    };
+    let channel = |label: &str, id, target: proto::SignalTarget| proto::DataChannelInfo {
+        label: label.into(),
+        id,
+        target: target as i32,
+    };
+    proto::SyncState {
+        offer: Some(description("offer")),
+        answer: Some(description("answer")),
+        publish_tracks: tracks
+            .iter()
+            .map(|sid| proto::TrackPublishedResponse {
+                cid: String::new(),
+                track: Some(proto::TrackInfo {
+                    sid: sid.to_string(),
+                    ..proto::TrackInfo::default()
+                }),
+            })
+            .collect(),
+        data_channels: vec![
+            channel("_reliable", 1, proto::SignalTarget::Publisher),
+            channel("_lossy", 4, proto::SignalTarget::Subscriber),
+            channel("_unheard_of", 6, proto::SignalTarget::Subscriber),
+            channel("_reliable", 70_000, proto::SignalTarget::Subscriber),
+        ],
+        ..proto::SyncState::default()
+    }
+}
+
+#[test]
+fn goes_on_from_the_record_and_nobody_else_notices() {
+    let mut world = World::new();
+    let alice = world.enter("alice");
+    let bob = world.enter("bob");
+    let camera = world.publish(alice, camera());
+    let microphone = world.publish(alice, microphone());
+    let of_bob = world.publish(bob, crate::session::testing::microphone());
+    world.ask(
+        alice,
+        Asked::Mute(proto::MuteTrackRequest {
+            sid: microphone.to_string(),
+            muted: true,
+        }),
+    );
+    let sid = world.seats[alice].session.sid().clone();
+    world.seats[bob].take();
+    let next = world.adopt("alice", parameters(true));
+    assert_eq!(home(&world, "alice"), NodeId(2));
+    assert_eq!(*world.seats[next].session.sid(), sid);
+    assert!(matches!(
+        world.seats[alice].closed.last(),
+        Some(Close::Session { .. })
+    ));
+
+    let replies = world.seats[next].take();
+    assert!(matches!(&replies[0], Message::Reconnect(reconnect)
+        if reconnect.server_info.is_some() && reconnect.last_message_seq == 7));
+    let Message::Update(update) = &replies[1] else {
+        panic!("everybody comes next, not {:?}", replies[1]);
+    };
+    let mut names: Vec<_> = update.participants.iter().map(|p| &p.identity).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["alice", "bob"]);
+    assert!(
+        world.seats[next].take_media().is_empty(),
+        "the client has not said what it has"
+    );
+
+    let state = sync_state(&[&camera, &microphone]);
+    world.ask(next, Asked::SyncState(state));
+    let media = world.seats[next].take_media();
+    let [
+        media::Command::CreatePeers {
+            single: true,
+            restore: Some(restore),
+            ..
+        },
+        rest @ ..,
+    ] = &media[..]
+    else {
+        panic!("unexpected: {media:?}");
+    };
+    assert_eq!(
+        restore.descriptions,
+        Some(("v=0 offer".into(), "v=0 answer".into()))
+    );
+    assert_eq!(
+        restore.channels,
+        [
+            (Target::Publisher, Channel::Reliable, 1),
+            (Target::Subscriber, Channel::Lossy, 4),
+        ]
+    );
+    let epoch = world.room().participants[&Identity::from("alice")].epoch;
+    let mut published = Vec::new();
+    let mut subscribed = Vec::new();
+    let mut muted = Vec::new();
+    for command in rest {
+        match command {
+            media::Command::Publish { track, epoch: with } => {
+                assert_eq!(*with, epoch, "with the new epoch");
+                assert!(track.codecs.iter().all(|codec| !codec.mid.is_empty()));
+                published.push(track.sid.clone());
+            }
+            media::Command::SetMuted { track, muted: true } => muted.push(track.clone()),
+            media::Command::Subscribe { track, .. } => subscribed.push(track.clone()),
+            other => panic!("unexpected: {other:?}"),
+        }
+    }
+    published.sort_unstable();
+    let mut both = [camera, microphone.clone()];
+    both.sort_unstable();
+    assert_eq!(published, both);
+    assert_eq!((muted, subscribed), (vec![microphone], vec![of_bob]));
+    world.ask(next, Asked::Offer(offer(3)));
+    assert!(matches!(
+        world.seats[next].take_media()[..],
+        [media::Command::Offer { id: 3, .. }]
+    ));
+    assert!(world.seats[bob].take().is_empty(), "bob is told nothing");
+    world.advance(Duration::from_secs(60));
+    assert_eq!(world.room().participants.len(), 2);
+    assert!(world.seats[next].closed.is_empty());
+}
+
+#[test]
+fn v0_offers_once_everything_is_subscribed() {
+    let mut world = World::new();
+    let alice = world.join(claims("alice"), parameters(false));
+    let bob = world.enter("bob");
+    let track = world.publish(bob, microphone());
+    world.input(alice, Input::SignalClosed);
+    let next = world.adopt("alice", parameters(false));
+    world.ask(next, Asked::SyncState(sync_state(&[])));
+    let media = world.seats[next].take_media();
+    assert!(
+        matches!(&media[..], [
+            media::Command::CreatePeers { single: false, restore: Some(_), .. },
+            media::Command::Subscribe { track: subscribed, .. },
+            media::Command::RestartIce,
+        ] if *subscribed == track),
+        "unexpected: {media:?}"
+    );
+}
+
+#[test]
+fn a_client_that_says_nothing_of_itself_gets_new_peers() {
+    let mut world = World::new();
+    world.enter("alice");
+    let next = world.adopt("alice", parameters(true));
+    world.ask(next, Asked::Offer(offer(3)));
+    let media = world.seats[next].take_media();
+    assert!(
+        matches!(&media[..], [
+            media::Command::CreatePeers { restore: Some(restore), .. },
+            media::Command::Offer { .. },
+        ] if restore.descriptions.is_none() && restore.channels.is_empty()),
+        "unexpected: {media:?}"
+    );
+}
+
+#[test]
+fn data_waits_until_the_client_has_said_what_it_has() {
+    let mut world = World::new();
+    world.enter("alice");
+    let bob = world.enter("bob");
+    let from = world.seats[bob].session.sid().clone();
+    let next = world.begin_adopt("alice", parameters(true));
+    world.run();
+    let message = |sequence: u32| {
+        Input::Data(Arc::new(DataOut {
+            from: from.clone(),
+            from_identity: "bob".into(),
+            channel: Channel::Reliable,
+            destinations: Vec::new(),
+            sequence,
+            content: 2,
+            payload: Bytes::copy_from_slice(&[sequence as u8]),
+        }))
+    };
+    for sequence in 1..=3 {
+        world.input(next, message(sequence));
+    }
+    world.input(next, Input::Claimed(Box::default()));
+    world.input(next, message(4));
+    assert!(world.seats[next].take_media().is_empty());
+    let state = proto::SyncState {
+        datachannel_receive_states: vec![proto::DataChannelReceiveState {
+            publisher_sid: from.to_string(),
+            last_seq: 2,
+        }],
+        ..sync_state(&[])
+    };
+    world.ask(next, Asked::SyncState(state));
+    world.media(
+        next,
+        media::Event::ChannelOpen {
+            target: Target::Publisher,
+            channel: Channel::Reliable,
+        },
+    );
+    let sent: Vec<u8> = world.seats[next]
+        .take_media()
+        .into_iter()
+        .filter_map(|command| match command {
+            media::Command::SendData { payload, .. } => Some(payload[0]),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(sent, [3, 4]);
+}
+
+#[test]
+fn asks_again_with_the_epoch_that_holds() {
+    let mut world = World::new();
+    world.enter("alice");
+    let before = world.room().participants[&Identity::from("alice")].clone();
+    let next = world.begin_adopt("alice", parameters(true));
+    // Its verdict on the former home comes first.
+    world.command(Command::Rehome {
+        moves: vec![Rehome {
+            room: "room".into(),
+            identity: "alice".into(),
+            sid: before.sid.clone(),
+            epoch: before.epoch,
+            home: NodeId(1),
+        }],
+    });
+    let claimed = world.seats[next].claimed.expect("the second time");
+    let present = &world.room().participants[&Identity::from("alice")];
+    assert_eq!((present.home, present.epoch), (NodeId(2), claimed));
+    assert!(claimed > before.epoch);
+}
+
+#[test]
+fn who_was_removed_meanwhile_is_told_so() {
+    let mut world = World::new();
+    world.enter("alice");
+    world.enter("bob");
+    let next = world.begin_adopt("alice", parameters(true));
+    world.command(remove("alice"));
+    let told = leave(&world, next).expect("told of it");
+    assert_eq!(told.action, Action::Disconnect as i32);
+    assert_eq!(
+        told.reason,
+        proto::DisconnectReason::ParticipantRemoved as i32
+    );
+    assert!(matches!(
+        world.seats[next].closed.last(),
+        Some(Close::Session { .. })
+    ));
+    assert_eq!(world.room().participants.len(), 1);
+}
+
+#[test]
+fn without_quorum_the_participant_stays_for_the_next_try() {
+    let mut world = World::new();
+    world.enter("alice");
+    world.minority = true;
+    let next = world.begin_adopt("alice", parameters(true));
+    world.run();
+    world.advance(Duration::from_secs(3));
+    assert!(world.seats[next].closed.is_empty(), "it keeps asking");
+    world.input(next, Input::SignalClosed);
+    assert!(matches!(
+        world.seats[next].closed.last(),
+        Some(Close::Session { .. })
+    ));
+    world.minority = false;
+    world.advance(Duration::from_secs(1));
+    assert_eq!(home(&world, "alice"), NodeId(1));
+    world.adopt("alice", parameters(true));
+    assert_eq!(home(&world, "alice"), NodeId(2));
+}
+
+#[test]
+fn how_tracks_are_wanted_moves_along() {
+    let mut world = World::new();
+    let alice = world.enter("alice");
+    let bob = world.enter("bob");
+    let track = world.publish(bob, camera());
+    let keepsake = |session: &mut Session| {
+        let changed = session.take_keepsake_changed();
+        changed.then(|| session.keepsake().expect("it is in the room"))
+    };
+    assert!(keepsake(&mut world.seats[alice].session).is_none());
+    world.ask(
+        alice,
+        Asked::TrackSetting(proto::UpdateTrackSettings {
+            track_sids: vec![track.to_string()],
+            quality: proto::VideoQuality::Low as i32,
+            ..proto::UpdateTrackSettings::default()
+        }),
+    );
+    let kept = keepsake(&mut world.seats[alice].session).expect("changed");
+    assert!(keepsake(&mut world.seats[alice].session).is_none());
+    let next = world.begin_adopt("alice", parameters(true));
+    world.run();
+    let claimed = Claimed {
+        keepsake: Some(kept.clone()),
+        last_sequence: 0,
+    };
+    world.input(next, Input::Claimed(Box::new(claimed)));
+    world.ask(next, Asked::SyncState(sync_state(&[])));
+    let media = world.seats[next].take_media();
+    assert!(
+        media.iter().any(|command| matches!(command,
+            media::Command::Subscribe { settings, .. } if settings.quality == Quality::Low)),
+        "unexpected: {media:?}"
+    );
+    assert_eq!(
+        keepsake(&mut world.seats[next].session),
+        Some(kept),
+        "and on to the next"
+    );
+}
+
+#[test]
+fn only_its_own_client_may_have_a_session() {
+    let mut world = World::new();
+    world.enter("alice");
+    let participant = world.room().participants[&Identity::from("alice")].clone();
+    let asks = |sid: Option<&str>| crate::connect::Reconnect {
+        sid: sid.map(|sid| ParticipantSid(sid.into())),
+        reason: 0,
+    };
+    let may = |identity: &str, sid, room| {
+        crate::session::may_adopt(&claims(identity), &asks(sid), room, &participant)
+    };
+    assert!(may("alice", None, "room"));
+    assert!(may("alice", Some(participant.sid.as_str()), "room"));
+    assert!(!may("alice", Some("PA_other"), "room"));
+    assert!(!may("bob", None, "room"));
+    assert!(!may("alice", None, "another room"));
+}
