@@ -360,6 +360,7 @@ impl Task {
                 let room = room.as_ref();
                 self.session.handle(now, Input::Snapshot { room });
             }
+            Message::Drain => self.session.handle(now, Input::Drain),
             Message::Shutdown => self.session.handle(now, Input::Shutdown),
         }
     }

@@ -120,6 +120,9 @@ pub enum Input<'a> {
     Claimed(Box<Claimed>),
     /// The signal connection is gone: the newest one, not one that a resume has replaced.
     SignalClosed,
+    /// The node is being emptied: the client is asked to resume, which brings it to another node. The
+    /// session goes on until that one has it.
+    Drain,
     /// The node stops.
     Shutdown,
     /// [`Session::deadline`] has been reached.
@@ -264,6 +267,7 @@ impl Session {
             Input::Timeout => self.handle_timeout(now),
             Input::Event { change, room } => self.handle_event(now, change, room),
             Input::SignalClosed => self.handle_signal_closed(now),
+            Input::Drain => self.handle_drain(now),
             Input::Shutdown => self.handle_shutdown(),
             Input::Resume(resuming) => self.handle_resume(now, *resuming),
             other => match &mut self.phase {

@@ -105,6 +105,10 @@ fn check(
             text: flotilla_model::command::Rejection::RoomNotFound.to_string(),
         });
     }
+    if connect.parameters.reconnect.is_some() {
+        // Native clients ask once: whatever the state of this node, it is better than none.
+        return Ok(connect);
+    }
     if !shared.open.load(Ordering::Relaxed) {
         return Err(HttpError::unavailable("this node takes nobody now"));
     }

@@ -62,6 +62,8 @@ pub enum Message {
     EngineLost,
     /// Events were lost: the state as it is now.
     Snapshot(Arc<State>),
+    /// The node is being emptied.
+    Drain,
     /// The node stops.
     Shutdown,
 }

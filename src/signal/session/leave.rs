@@ -1,5 +1,7 @@
 //! The end of a session: by the client's wish, by an administrator's, or because the client is gone.
 
+use std::time::Instant;
+
 use flotilla_model::command::Command;
 use flotilla_model::event::RoomEvent;
 use flotilla_model::participant::LeaveReason;
@@ -94,6 +96,19 @@ pub(super) fn expel(core: &mut Core, reason: LeaveReason) -> Flow {
 }
 
 impl Session {
+    /// Media goes on meanwhile. A client that does not come back anywhere leaves as others do.
+    pub(super) fn handle_drain(&mut self, now: Instant) -> Flow {
+        if let Phase::Live(live) = &mut self.phase
+            && self.core.connected
+        {
+            let reason = proto::DisconnectReason::Migration as i32;
+            send_leave(&mut self.core, reason, Action::Resume);
+            self.core.close_signal();
+            live.wait_for_resume(now + self.core.config.resume_timeout);
+        }
+        Flow::Stay
+    }
+
     /// The node stops: clients come back through another one.
     pub(super) fn handle_shutdown(&mut self) -> Flow {
         match &self.phase {

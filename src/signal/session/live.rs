@@ -97,6 +97,7 @@ impl Live {
             | Input::Committed { .. }
             | Input::Resume(_)
             | Input::Claimed(_)
+            | Input::Drain
             | Input::SignalClosed
             | Input::Shutdown
             | Input::Timeout => Flow::Stay,

@@ -336,6 +336,28 @@ fn how_tracks_are_wanted_moves_along() {
 }
 
 #[test]
+fn a_drained_session_goes_on_until_another_node_has_it() {
+    let mut world = World::new();
+    let alice = world.enter("alice");
+    let bob = world.enter("bob");
+    world.seats[bob].take();
+    world.input(alice, Input::Drain);
+    let told = leave(&world, alice).expect("told to resume");
+    assert_eq!(told.action, Action::Resume as i32);
+    assert_eq!(world.seats[alice].closed, [Close::Signal]);
+    world.input(alice, Input::SignalClosed);
+    world.advance(Duration::from_secs(2));
+    assert_eq!(home(&world, "alice"), NodeId(1));
+    world.adopt("alice", parameters(true));
+    assert_eq!(home(&world, "alice"), NodeId(2));
+    assert!(matches!(
+        world.seats[alice].closed.last(),
+        Some(Close::Session { .. })
+    ));
+    assert!(world.seats[bob].take().is_empty(), "bob is told nothing");
+}
+
+#[test]
 fn only_its_own_client_may_have_a_session() {
     let mut world = World::new();
     world.enter("alice");
