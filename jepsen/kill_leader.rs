@@ -17,7 +17,7 @@ use testkit::cluster::{Cluster, wait};
 use testkit::{room_service, token};
 
 use crate::history::{History, Kind};
-use crate::{Verdict, checker};
+use crate::{Verdict, checker, say};
 
 /// The bound on the first join that begins after the kill.
 const RECOVERY_MAX: Duration = Duration::from_secs(2);
@@ -295,9 +295,4 @@ fn converges(cluster: &Cluster) -> Result<()> {
         }
         Ok(seen.len() == 1)
     })
-}
-
-#[expect(clippy::print_stdout, reason = "progress of a command-line tool")]
-fn say(line: &str) {
-    println!("{line}");
 }

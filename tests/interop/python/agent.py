@@ -1,0 +1,245 @@
+"""A long-running participant on the Python SDK, driven over JSON lines; `jepsen` starts and judges it.
+
+usage: agent.py
+stdin   {"do": "join", "url": …, "token": …} | {"do": "leave"} | {"do": "quit"}
+stdout  what it sees, each with the time of CLOCK_MONOTONIC in milliseconds; batches four times a second
+
+The sound it sends is a code: eight tones of 20 ms in a fixed order. A receiver notes the time whenever the
+code moves on. What a jitter buffer invents to bridge a hole repeats the last tone, so it is not taken for
+sound. Pictures carry a counter and are noted when it changes.
+"""
+
+import asyncio
+import contextlib
+import json
+import sys
+import time
+
+import numpy
+from livekit import rtc
+from media import SAMPLE_RATE, draw_counter, read_counter
+
+TONES = [400 + 200 * index for index in range(8)]
+SLOT_MS = 20
+WINDOW = SAMPLE_RATE // 100
+LOUD = 300
+WIDTH, HEIGHT, FPS = 160, 120, 15
+DATA_INTERVAL = 0.05
+FLUSH_INTERVAL = 0.25
+EVENTS = [
+    "participant_connected",
+    "participant_disconnected",
+    "track_published",
+    "track_unpublished",
+    "track_subscribed",
+    "track_unsubscribed",
+    "local_track_republished",
+    "reconnecting",
+    "reconnected",
+    "disconnected",
+    "connection_state_changed",
+]
+
+_time = numpy.arange(WINDOW) / SAMPLE_RATE
+BASIS = numpy.stack([numpy.exp(-2j * numpy.pi * tone * _time) for tone in TONES], axis=1)
+
+
+def now_ms():
+    return time.monotonic() * 1000
+
+
+class Code:
+    """Follows the order of tones in what arrives from one publisher."""
+
+    def __init__(self):
+        self.last = None
+
+    def moves(self, samples):
+        """Whether the code has moved on with these ten milliseconds."""
+        if numpy.sqrt((samples**2).mean()) < LOUD:
+            self.last = None
+            return False
+        tone = int(numpy.abs(samples @ BASIS).argmax())
+        before, self.last = self.last, tone
+        return before is not None and (tone - before) % len(TONES) in (1, 2)
+
+
+class Agent:
+    """One participant, for as long as the process lives."""
+
+    def __init__(self):
+        self.room = None
+        self.tasks = []
+        self.stamps = {}
+        self.data = {}
+        self.sent, self.unsent = ([], []), []
+        self.count = 0
+
+    def say(self, **line):
+        sys.stdout.write(json.dumps(line, separators=(",", ":")) + "\n")
+        sys.stdout.flush()
+
+    def event(self, name, **more):
+        self.say(kind="event", at=round(now_ms(), 2), name=name, **more)
+
+    async def join(self, url, token):
+        room = self.room = rtc.Room()
+        for name in EVENTS:
+            room.on(name, lambda *args, name=name: self.seen(name, args))
+        room.on("track_subscribed", self.subscribed)
+        room.on("data_received", self.received)
+        try:
+            await room.connect(url, token, rtc.RoomOptions(auto_subscribe=True))
+            local = room.local_participant
+            sound = rtc.AudioSource(SAMPLE_RATE, 1)
+            await local.publish_track(
+                rtc.LocalAudioTrack.create_audio_track("code", sound),
+                rtc.TrackPublishOptions(source=rtc.TrackSource.SOURCE_MICROPHONE, dtx=False, red=False),
+            )
+            picture = rtc.VideoSource(WIDTH, HEIGHT)
+            await local.publish_track(
+                rtc.LocalVideoTrack.create_video_track("counter", picture),
+                rtc.TrackPublishOptions(
+                    source=rtc.TrackSource.SOURCE_CAMERA, simulcast=False, video_codec=rtc.VideoCodec.VP8
+                ),
+            )
+        except Exception as failure:
+            self.event("join_failed", text=repr(failure))
+            return
+        self.tasks += [
+            asyncio.create_task(self.speak(sound)),
+            asyncio.create_task(self.paint(picture)),
+            asyncio.create_task(self.number_messages(room)),
+        ]
+        self.event("joined", sid=local.sid)
+
+    async def leave(self):
+        tasks, self.tasks = self.tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self.room:
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(self.room.disconnect(), 5)
+        self.room = None
+        self.event("left")
+
+    def seen(self, name, args):
+        who = next((a.identity for a in args if isinstance(a, rtc.RemoteParticipant)), None)
+        text = next((str(a) for a in args if isinstance(a, (int, str))), None)
+        sid = self.room.local_participant.sid if name == "reconnected" else None
+        self.event(name, who=who, text=text, sid=sid)
+
+    async def speak(self, source):
+        cycle = numpy.concatenate(
+            [
+                numpy.sin(2 * numpy.pi * tone * numpy.arange(SLOT_MS * SAMPLE_RATE // 1000) / SAMPLE_RATE)
+                for tone in TONES
+            ]
+        )
+        frames = (cycle * 12_000).astype(numpy.int16).reshape(-1, WINDOW)
+        while True:
+            for frame in frames:
+                await source.capture_frame(rtc.AudioFrame(frame.tobytes(), SAMPLE_RATE, 1, WINDOW))
+
+    async def paint(self, source):
+        begun, count = time.monotonic(), 0
+        while True:
+            source.capture_frame(draw_counter(count % 65_536, WIDTH, HEIGHT))
+            count += 1
+            await asyncio.sleep(max(0.0, begun + count / FPS - time.monotonic()))
+
+    async def number_messages(self, room):
+        while True:
+            number, self.count = self.count, self.count + 1
+            at = now_ms()
+            try:
+                await room.local_participant.publish_data(str(number), reliable=True, topic="count")
+                self.sent[0].append(number)
+                self.sent[1].append(round(at, 1))
+            except Exception:
+                self.unsent.append(number)
+            await asyncio.sleep(DATA_INTERVAL)
+
+    def subscribed(self, track, _publication, participant):
+        follow = self.listen if track.kind == rtc.TrackKind.KIND_AUDIO else self.watch
+        self.tasks.append(asyncio.create_task(follow(track, participant.identity)))
+
+    async def listen(self, track, identity):
+        code = Code()
+        stamps = self.stamps.setdefault(("audio", identity), [])
+        stream = rtc.AudioStream(track, sample_rate=SAMPLE_RATE, num_channels=1, frame_size_ms=20)
+        try:
+            async for event in stream:
+                at = now_ms()
+                samples = numpy.frombuffer(event.frame.data, dtype=numpy.int16).astype(float)
+                halves = samples.reshape(-1, WINDOW)
+                for index, half in enumerate(halves):
+                    if code.moves(half):
+                        stamps.append(round(at - 10 * (len(halves) - 1 - index), 1))
+        finally:
+            await stream.aclose()
+
+    async def watch(self, track, identity):
+        stamps = self.stamps.setdefault(("video", identity), [])
+        last = None
+        stream = rtc.VideoStream(track)
+        try:
+            async for event in stream:
+                count = read_counter(event.frame)
+                if count is not None and count != last:
+                    last = count
+                    stamps.append(round(now_ms(), 1))
+        finally:
+            await stream.aclose()
+
+    def received(self, packet):
+        if packet.topic == "count" and packet.participant:
+            numbers, times = self.data.setdefault(packet.participant.identity, ([], []))
+            numbers.append(int(packet.data))
+            times.append(round(now_ms(), 1))
+
+    def flush(self):
+        for (media, identity), stamps in self.stamps.items():
+            if stamps:
+                self.say(kind="stamps", media=media, sender=identity, at=stamps)
+                stamps.clear()
+        for identity, (numbers, times) in self.data.items():
+            if numbers:
+                self.say(kind="data", sender=identity, n=numbers, at=times)
+                numbers.clear()
+                times.clear()
+        if self.sent[0] or self.unsent:
+            self.say(kind="sent", n=self.sent[0], at=self.sent[1], failed=self.unsent)
+            self.sent, self.unsent = ([], []), []
+
+
+async def main():
+    agent = Agent()
+
+    async def flushing():
+        while True:
+            await asyncio.sleep(FLUSH_INTERVAL)
+            agent.flush()
+
+    flusher = asyncio.create_task(flushing())
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
+    )
+    agent.event("ready")
+    async for line in reader:
+        order = json.loads(line)
+        if order["do"] == "join":
+            await agent.join(order["url"], order["token"])
+        elif order["do"] == "leave":
+            await agent.leave()
+        else:
+            break
+    flusher.cancel()
+    await agent.leave()
+    agent.flush()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
