@@ -37,9 +37,12 @@ pub(crate) struct Options {
     /// Clients on rtc-node.
     #[arg(long, default_value_t = 3)]
     node: usize,
-    /// Clients in Chromium; the first is on the node that will be hit.
-    #[arg(long, default_value_t = 2)]
+    /// Clients in Chromium; of every three rounds the first is on the hit node in two.
+    #[arg(long, default_value_t = 1)]
     chromium: usize,
+    /// To how many others each client subscribes, 0: to all; decoding is what fills a small machine.
+    #[arg(long, default_value_t = 3)]
+    hears: usize,
     /// Seconds without a fault at the start, that show what the machine does by itself.
     #[arg(long, default_value_t = 10.0)]
     quiet: f64,

@@ -68,7 +68,7 @@ impl Media {
     pub(crate) fn cadence_ms(self) -> Ms {
         match self {
             Self::Audio => 20.0,
-            Self::Video => 1000.0 / 15.0,
+            Self::Video => 100.0,
         }
     }
 }
@@ -190,9 +190,14 @@ impl Agent {
     }
 
     /// Orders it to join and waits until it has published.
-    pub(crate) async fn join(&mut self, url: &str, token: &str) -> Result<()> {
+    pub(crate) async fn join(
+        &mut self,
+        url: &str,
+        token: &str,
+        hears: Option<&[String]>,
+    ) -> Result<()> {
         let asked = now_ms();
-        self.order(&json!({ "do": "join", "url": url, "token": token }))
+        self.order(&json!({ "do": "join", "url": url, "token": token, "hears": hears }))
             .await?;
         let event = self
             .wait_for(asked, Duration::from_secs(40), &["joined", "join_failed"])

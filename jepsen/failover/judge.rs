@@ -15,6 +15,8 @@ pub(crate) struct Client {
     pub(crate) identity: String,
     pub(crate) kind: Kind,
     pub(crate) home: u64,
+    /// Whom it subscribes to; none: everybody.
+    pub(crate) hears: Option<Vec<String>>,
     pub(crate) seen: Seen,
 }
 
@@ -175,7 +177,9 @@ pub(crate) fn judge(window: &Window, clients: &[Client]) -> Judgement {
     let mut counts = Counts::default();
     for to in clients {
         for from in clients.iter().filter(|from| from.identity != to.identity) {
-            for media in Media::ALL {
+            let subscribed = to.hears.as_ref();
+            let is_heard = subscribed.is_none_or(|hears| hears.contains(&from.identity));
+            for media in Media::ALL.into_iter().filter(|_| is_heard) {
                 let gap = gap_of(window, from, to, media);
                 counts.tracks_lost += usize::from(gap.open);
                 gaps.push(gap);

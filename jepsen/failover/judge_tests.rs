@@ -33,6 +33,7 @@ fn client(identity: &str, home: u64, others: &[&str]) -> Client {
         identity: identity.to_owned(),
         kind: Kind::Python,
         home,
+        hears: None,
         seen,
     }
 }
@@ -105,6 +106,15 @@ fn a_stream_that_does_not_come_back_is_a_lost_track() {
             .tracks_lost,
         2
     );
+}
+
+#[test]
+fn a_stream_that_nobody_subscribed_to_is_not_missed() {
+    let mut clients = pair();
+    clients[1].seen.stamps.clear();
+    clients[1].hears = Some(Vec::new());
+    let judged = judge(&window(Touched::Node(1)), &clients);
+    assert_eq!((judged.counts.tracks_lost, judged.gaps.len()), (0, 2));
 }
 
 #[test]

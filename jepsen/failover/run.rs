@@ -85,6 +85,8 @@ struct Stage {
     agents: Vec<Agent>,
     /// Where each client should be.
     homes: Vec<u64>,
+    /// How many others each client subscribes to; 0: all.
+    hears: usize,
     folder: TempDir,
 }
 
@@ -129,6 +131,7 @@ impl Stage {
             fronts,
             agents,
             homes,
+            hears: options.hears,
             folder,
         })
     }
@@ -174,7 +177,7 @@ impl Stage {
     async fn round(&mut self, fault: Fault, number: u32) -> Result<Round> {
         let leader = self.leader()?;
         let touched = fault.target(number, leader);
-        self.place_browsers(touched);
+        self.place_browsers(touched, number);
         self.gather().await?;
         self.wait_until_live(LIVE_MAX).await?;
         tokio::time::sleep(Duration::from_millis(BEFORE as u64)).await;
@@ -238,6 +241,7 @@ impl Stage {
                 identity: agent.identity.clone(),
                 kind: agent.kind,
                 home: self.homes[agent.index],
+                hears: self.hears(agent.index),
                 seen: agent.with(Clone::clone),
             })
             .collect();
@@ -271,8 +275,9 @@ impl Stage {
         Ok(Quiet::new(seconds, lateness, &judgement))
     }
 
-    /// Browsers are few: the first goes to the node that will be hit, the others to those after it.
-    fn place_browsers(&mut self, touched: Touched) {
+    /// Browsers are few, so they move: the first is on the node that will be hit in two rounds of
+    /// three, the others on those after it.
+    fn place_browsers(&mut self, touched: Touched, round: u32) {
         let first = match touched {
             Touched::Node(id) | Touched::Link(id, _) => id,
             Touched::None => 1,
@@ -281,7 +286,8 @@ impl Stage {
             .agents
             .iter()
             .filter(|agent| agent.kind == Kind::Chromium);
-        for (step, agent) in (0..).zip(browsers) {
+        let shift = u64::from(round % 3 == 2);
+        for (step, agent) in (shift..).zip(browsers) {
             self.homes[agent.index] = (first - 1 + step) % NODES + 1;
         }
     }
@@ -330,6 +336,9 @@ impl Stage {
     }
 
     async fn join(&mut self, which: &[bool]) -> Result<()> {
+        let hears: Vec<_> = (0..self.agents.len())
+            .map(|index| self.hears(index))
+            .collect();
         let (fronts, homes) = (&self.fronts, &self.homes);
         let joining = self
             .agents
@@ -340,9 +349,22 @@ impl Stage {
                 fronts.want(agent.index, homes[agent.index]);
                 let url = format!("http://{SWITCH_ADDRESS}:{}", fronts.port(agent.index));
                 let token = token::join(ROOM, &agent.identity, &json!({}));
-                agent.join(&url, &token).await
+                agent
+                    .join(&url, &token, hears[agent.index].as_deref())
+                    .await
             });
         join_all(joining).await.into_iter().collect()
+    }
+
+    /// Whom a client subscribes to: the next ones in the order of the clients, so that publishers on
+    /// every node and of every kind are heard. None: everybody.
+    fn hears(&self, index: usize) -> Option<Vec<String>> {
+        let count = self.agents.len();
+        (self.hears > 0 && self.hears < count - 1).then(|| {
+            (1..=self.hears)
+                .map(|step| self.agents[(index + step) % count].identity.clone())
+                .collect()
+        })
     }
 
     /// Streams that have not moved on lately: from whom to whom.
@@ -350,7 +372,14 @@ impl Stage {
         let now = now_ms();
         let mut found = Vec::new();
         for to in &self.agents {
-            for from in self.agents.iter().filter(|from| from.index != to.index) {
+            let hears = self.hears(to.index);
+            let is_heard = |from: &Agent| {
+                hears
+                    .as_ref()
+                    .is_none_or(|hears| hears.contains(&from.identity))
+            };
+            let others = self.agents.iter().filter(|from| from.index != to.index);
+            for from in others.filter(|from| is_heard(from)) {
                 let is_silent = to.with(|seen| {
                     Media::ALL.iter().any(|media| {
                         let last = seen.last(*media, &from.identity);

@@ -2,7 +2,7 @@
 
 export const TONES = Array.from({ length: 8 }, (_, index) => 400 + 200 * index);
 export const RATE = 48000;
-export const [WIDTH, HEIGHT, FPS] = [160, 120, 15];
+export const [WIDTH, HEIGHT, FPS] = [160, 120, 10];
 const WINDOW = RATE / 100;
 const SLOT = RATE / 50;
 const LOUD = 300 / 32768;
@@ -78,14 +78,15 @@ export function drawCounter(luma, count) {
 /** The counter in a luma plane of any size; null if it cannot be read. */
 export function readCounter(luma, width, height, stride = width) {
   let count = 0;
+  // Every fourth line is enough, and an agent reads hundreds of pictures a second.
   const [top, bottom] = [Math.floor((height * 2) / 5), Math.floor((height * 3) / 5)];
   for (let bit = 0; bit < BITS; bit += 1) {
     const centre = Math.floor(((bit + 0.5) * width) / BITS);
     let sum = 0;
-    for (let y = top; y < bottom; y += 1) {
+    for (let y = top; y < bottom; y += 4) {
       sum += luma[y * stride + centre - 1] + luma[y * stride + centre] + luma[y * stride + centre + 1];
     }
-    const mean = sum / (3 * (bottom - top));
+    const mean = sum / (3 * Math.ceil((bottom - top) / 4));
     if (mean > 90 && mean < 160) return null;
     count = (count << 1) | (mean > 128 ? 1 : 0);
   }

@@ -42,7 +42,9 @@ let session = null;
 
 async function listen(track, sender) {
   const code = new Code();
-  for await (const frame of new AudioStream(track, { sampleRate: RATE, numChannels: 1, frameSizeMs: 20 })) {
+  // Sound comes out of the jitter buffer at a steady pace, so long frames cost no precision.
+  const options = { sampleRate: RATE, numChannels: 1, frameSizeMs: 100 };
+  for await (const frame of new AudioStream(track, options)) {
     const at = now();
     const samples = Float32Array.from(frame.data, (sample) => sample / 32768);
     reporter.stamps('audio', sender, code.moves(samples, at));
@@ -90,7 +92,7 @@ async function publish(room, stop) {
   paint();
 }
 
-async function join({ url, token }) {
+async function join({ url, token, hears }) {
   const room = new Room();
   const abort = new AbortController();
   session = { room, abort };
@@ -108,13 +110,20 @@ async function join({ url, token }) {
       reporter.event('stream_failed', { who: participant.identity, text: String(failure) }),
     );
   });
+  const choose = (publication, participant) => {
+    if (hears?.includes(participant.identity)) publication.setSubscribed(true);
+  };
+  room.on(RoomEvent.TrackPublished, choose);
   room.on(RoomEvent.DataReceived, (payload, participant, _kind, topic) => {
     if (topic === 'count' && participant) {
       reporter.data(participant.identity, Number(new TextDecoder().decode(payload)));
     }
   });
   try {
-    await room.connect(url, token, { autoSubscribe: true, dynacast: false });
+    await room.connect(url, token, { autoSubscribe: !hears, dynacast: false });
+    for (const participant of room.remoteParticipants.values()) {
+      for (const publication of participant.trackPublications.values()) choose(publication, participant);
+    }
     await publish(room, abort.signal);
   } catch (failure) {
     reporter.event('join_failed', { text: String(failure) });

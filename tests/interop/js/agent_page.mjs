@@ -83,7 +83,7 @@ function makePicture(stop) {
   return generator;
 }
 
-async function join({ url, token }) {
+async function join({ url, token, hears }) {
   const room = new Room({ adaptiveStream: false, dynacast: false });
   const abort = new AbortController();
   session = { room, abort, elements: new Set() };
@@ -104,13 +104,20 @@ async function join({ url, token }) {
     );
   });
   room.on(RoomEvent.TrackUnsubscribed, (track) => track.detach());
+  const choose = (publication, participant) => {
+    if (hears?.includes(participant.identity)) publication.setSubscribed(true);
+  };
+  room.on(RoomEvent.TrackPublished, choose);
   room.on(RoomEvent.DataReceived, (payload, participant, _kind, topic) => {
     if (topic === 'count' && participant) {
       reporter.data(participant.identity, Number(new TextDecoder().decode(payload)));
     }
   });
   try {
-    await room.connect(url, token, { autoSubscribe: true });
+    await room.connect(url, token, { autoSubscribe: !hears });
+    for (const participant of room.remoteParticipants.values()) {
+      for (const publication of participant.trackPublications.values()) choose(publication, participant);
+    }
     session.sound = makeSound();
     await room.localParticipant.publishTrack(session.sound.track, {
       name: 'code',
