@@ -76,8 +76,9 @@ pub(crate) async fn run(options: Options, out: Option<PathBuf>) -> Result<Verdic
 
 async fn outer(options: &Options) -> Result<Verdict> {
     let lab = Lab::new(options.clients())?;
-    let mut child = Command::new("ip")
-        .args(["netns", "exec", &lab.names.switch()])
+    // Above whatever else runs on the machine, which is not what is measured.
+    let mut child = Command::new("nice")
+        .args(["-n", "-5", "ip", "netns", "exec", &lab.names.switch()])
         .arg(std::env::current_exe().context("where is this program?")?)
         .args(std::env::args_os().skip(1))
         .args(["--lab", &lab.names.0.to_string()])

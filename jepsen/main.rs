@@ -11,6 +11,7 @@ mod front;
 mod history;
 mod kill_leader;
 mod lab;
+mod probe;
 mod wire;
 
 use std::path::PathBuf;

@@ -111,9 +111,15 @@ async function join({ url, token, hears }) {
     );
   });
   const choose = (publication, participant) => {
-    if (hears?.includes(participant.identity)) publication.setSubscribed(true);
+    if (hears?.includes(participant.identity) && !publication.track) publication.setSubscribed(true);
+  };
+  const chooseAll = () => {
+    for (const participant of room.remoteParticipants.values()) {
+      for (const publication of participant.trackPublications.values()) choose(publication, participant);
+    }
   };
   room.on(RoomEvent.TrackPublished, choose);
+  room.on(RoomEvent.Reconnected, chooseAll);
   room.on(RoomEvent.DataReceived, (payload, participant, _kind, topic) => {
     if (topic === 'count' && participant) {
       reporter.data(participant.identity, Number(new TextDecoder().decode(payload)));
@@ -121,9 +127,7 @@ async function join({ url, token, hears }) {
   });
   try {
     await room.connect(url, token, { autoSubscribe: !hears, dynacast: false });
-    for (const participant of room.remoteParticipants.values()) {
-      for (const publication of participant.trackPublications.values()) choose(publication, participant);
-    }
+    chooseAll();
     await publish(room, abort.signal);
   } catch (failure) {
     reporter.event('join_failed', { text: String(failure) });

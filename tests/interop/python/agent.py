@@ -106,12 +106,12 @@ class Agent:
         room.on("track_subscribed", self.subscribed)
         if hears is not None:
             room.on("track_published", lambda publication, who: self.choose(publication, who, hears))
+            room.on("reconnected", lambda: self.choose_all(room, hears))
         room.on("data_received", self.received)
         try:
             await room.connect(url, token, rtc.RoomOptions(auto_subscribe=hears is None))
-            for who in room.remote_participants.values() if hears is not None else ():
-                for publication in who.track_publications.values():
-                    self.choose(publication, who, hears)
+            if hears is not None:
+                self.choose_all(room, hears)
             local = room.local_participant
             sound = rtc.AudioSource(SAMPLE_RATE, 1)
             await local.publish_track(
@@ -146,9 +146,15 @@ class Agent:
         self.room = None
         self.event("left")
 
+    def choose_all(self, room, hears):
+        for who in room.remote_participants.values():
+            for publication in who.track_publications.values():
+                self.choose(publication, who, hears)
+
     @staticmethod
     def choose(publication, who, hears):
-        if who.identity in hears and not publication.subscribed:
+        # As it stands, not as it is remembered: a session that begins anew has forgotten it.
+        if who.identity in hears and publication.track is None:
             publication.set_subscribed(True)
 
     def seen(self, name, args):
