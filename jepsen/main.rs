@@ -48,6 +48,8 @@ enum Verdict {
     Holds,
     /// What was violated.
     Violated(Vec<String>),
+    /// What was violated in a run that only reports.
+    Reported(Vec<String>),
     /// Why the run proves nothing.
     Vacuous(String),
     /// Another process of this program has told it and ended with this code.
@@ -76,6 +78,13 @@ fn report(verdict: &Verdict) -> ExitCode {
                 println!("violated: {violation}");
             }
             ExitCode::from(1)
+        }
+        Verdict::Reported(violations) => {
+            for violation in violations {
+                println!("violated: {violation}");
+            }
+            println!("verdict: reported only");
+            ExitCode::SUCCESS
         }
         Verdict::Vacuous(why) => {
             println!("verdict unknown, the run proves nothing: {why}");

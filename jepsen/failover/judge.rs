@@ -167,7 +167,7 @@ pub(crate) struct Judgement {
 }
 
 /// A stream that was silent for so long at the end has not come back.
-const OPEN_AFTER: Ms = 1000.0;
+const OPEN_AFTER: Ms = 2000.0;
 /// A message sent this shortly before the end may still be on its way.
 const MESSAGE_SETTLES: Ms = 1500.0;
 

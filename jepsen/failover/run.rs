@@ -32,6 +32,10 @@ const LIVE_MAX: Duration = Duration::from_secs(45);
 const WINDOW_MIN: Ms = 5_000.0;
 /// And at most this long.
 const WINDOW_MAX: Ms = 25_000.0;
+/// All must have been well for so long at the end of a window.
+const SETTLED: Ms = 1_500.0;
+/// How long messages may be on their way after a window.
+const MESSAGES_MAX: Ms = 5_000.0;
 /// What is recorded before the fault.
 const BEFORE: Ms = 3_000.0;
 /// Agents report four times a second.
@@ -66,13 +70,10 @@ pub(super) async fn run(options: Options, names: Names, out: Option<PathBuf>) ->
     report.write(&options.json)?;
     report::print(&report);
     let violations = report.violations();
-    Ok(if violations.is_empty() || options.report_only {
-        for violation in &violations {
-            say(&format!("violated (report only): {violation}"));
-        }
-        Verdict::Holds
-    } else {
-        Verdict::Violated(violations)
+    Ok(match (violations.is_empty(), options.report_only) {
+        (true, _) => Verdict::Holds,
+        (false, true) => Verdict::Reported(violations),
+        (false, false) => Verdict::Violated(violations),
     })
 }
 
@@ -107,10 +108,7 @@ impl Stage {
         .into_iter()
         .flat_map(|(kind, count)| (0..count).map(move |index| (kind, index)))
         .collect();
-        let homes: Vec<u64> = kinds
-            .iter()
-            .map(|(_, index)| *index as u64 % NODES + 1)
-            .collect();
+        let homes: Vec<u64> = (1..=NODES).cycle().take(kinds.len()).collect();
         let addresses: Vec<SocketAddr> = cluster
             .nodes
             .iter()
@@ -194,7 +192,7 @@ impl Stage {
         }
         self.watch(calm).await;
         let end = now_ms() - REPORTED.as_secs_f64() * 1e3;
-        let judgement = self.judge(touched, at, end);
+        let judgement = self.judge_settled(touched, at, end).await;
         let hit = match touched {
             Touched::Node(id) => Some(id),
             _ => None,
@@ -221,15 +219,33 @@ impl Stage {
         Ok(round)
     }
 
-    /// Waits until all is well again, for as long as a window may last, and a little longer.
+    /// Waits until all is well again and stays so, for as long as a window may last.
     async fn watch(&self, calm: Ms) {
+        let mut well_since = None;
         while now_ms() < calm + WINDOW_MAX {
-            if now_ms() > calm + WINDOW_MIN && self.silent().is_empty() {
-                break;
+            let well = now_ms() > calm + WINDOW_MIN && self.silent().is_empty();
+            well_since = if well {
+                well_since.or(Some(now_ms()))
+            } else {
+                None
+            };
+            if well_since.is_some_and(|since| now_ms() > since + SETTLED) {
+                return;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        tokio::time::sleep(Duration::from_millis(1500)).await;
+    }
+
+    /// Judges once every message has arrived that is still on its way, or after a while.
+    async fn judge_settled(&self, touched: Touched, at: Ms, end: Ms) -> Judgement {
+        let deadline = now_ms() + MESSAGES_MAX;
+        loop {
+            let judgement = self.judge(touched, at, end);
+            if judgement.counts.messages_lost == 0 || now_ms() > deadline {
+                return judgement;
+            }
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
     }
 
     fn judge(&self, touched: Touched, at: Ms, end: Ms) -> Judgement {
@@ -271,7 +287,8 @@ impl Stage {
             lateness.push(now_ms() - before - step.as_secs_f64() * 1e3);
         }
         tokio::time::sleep(REPORTED).await;
-        let judgement = self.judge(Touched::None, at, at + seconds * 1e3);
+        let end = at + seconds * 1e3;
+        let judgement = self.judge_settled(Touched::None, at, end).await;
         Ok(Quiet::new(seconds, lateness, &judgement))
     }
 

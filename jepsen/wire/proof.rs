@@ -2,7 +2,8 @@
 //!
 //! **One index, one packet.** A key generation begins with a DTLS handshake of a client's address. An
 //! address that sends no handshake belongs to a session that came with its keys: it continues the
-//! generation in which its streams were last seen. Within a generation no SSRC may have two different
+//! generation in which a media stream of its was last seen (reports do not tell: servers may use one
+//! SSRC for all of theirs). Within a generation no SSRC may have two different
 //! packets of one index (RFC 3711 §9.1); indices of media are estimated as a receiver does it (§3.3.1).
 //!
 //! **No older home after a newer one.** A node that sends protected packets to a client holds it until
@@ -180,7 +181,8 @@ impl Proof {
         let generation = match self.generations.get(&client) {
             Some((generation, _)) => *generation,
             None => {
-                let Some(continued) = self.last_seen.get(&key).copied() else {
+                let known = self.last_seen.get(&key).copied();
+                let Some(continued) = known.filter(|_| matches!(stream, Stream::Rtp(_))) else {
                     self.findings.unattributed += 1;
                     return None;
                 };

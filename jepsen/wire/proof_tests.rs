@@ -157,3 +157,13 @@ fn a_session_from_before_the_capture_is_not_judged_by_guesses() {
     assert_eq!((found.unattributed, found.generations), (10, 0));
     assert!(found.hold());
 }
+
+#[test]
+fn reports_of_a_session_from_before_do_not_pass_for_those_of_a_new_one() {
+    let mut wire = connect(1, 5000, "a:x", Some(1));
+    wire.push(datagram(1.0, 1, 5000, true, rtcp(1, 7, &[1; 20])));
+    wire.push(datagram(1.0, 1, 4000, true, rtcp(1, 7, &[2; 20])));
+    let found = run(wire);
+    assert!(found.hold(), "{found:?}");
+    assert_eq!((found.continued, found.unattributed), (0, 1));
+}
