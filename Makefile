@@ -7,10 +7,10 @@ VENV := tests/interop/.venv
 PAGE := src/node/page/dist/index.html
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test unit interop verify fix bench powercut page setup build
+.PHONY: help demo test unit interop verify fix bench powercut failover failover-smoke page setup build
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 17
 
 demo: page ## three local nodes and a page to make a call in
 	cargo build --package flotilla-node --bin flotilla
@@ -30,6 +30,13 @@ interop: setup build ## LiveKit's own SDKs and Chromium against real clusters
 
 powercut: build ## cuts the power under a writing store (CUTS=200 by default), root needed
 	$(TARGET)/debug/powercut --cuts $(or $(CUTS),200)
+
+failover: setup build ## what clients see when nodes die, freeze, are cut off or drained (ROUNDS=50 of FAULTS), root needed
+	$(TARGET)/debug/chaos failover --rounds $(or $(ROUNDS),50) $(if $(FAULTS),--faults $(FAULTS)) $(FAILOVER_ARGS)
+
+failover-smoke: setup build ## two kills of a follower and two of the leader under people on three SDKs, root needed
+	$(TARGET)/debug/chaos failover --rounds 2 --faults kill-follower,kill-leader --quiet 5 \
+		--python 2 --node 2 --chromium 1 --hears 2 --json artifacts/failover-smoke.json $(FAILOVER_ARGS)
 
 verify: page ## reads only: format, lints, layers, documentation
 	cargo fmt --all --check

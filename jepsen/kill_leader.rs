@@ -1,13 +1,13 @@
 //! Plan: SIGKILL of the Raft leader while people join, publish and rooms are written on the others.
 //!
-//! Promise: nothing acknowledged is lost, joins go on within two seconds, all nodes end up with one
-//! state.
+//! Promise: nothing acknowledged is lost, joins go on within two seconds, media between the other nodes
+//! does not stop, all nodes end up with one state.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -17,16 +17,20 @@ use testkit::cluster::{Cluster, wait};
 use testkit::{room_service, token};
 
 use crate::history::{History, Kind};
-use crate::{Verdict, checker};
+use crate::probe::{Probe, Stillness};
+use crate::{Verdict, checker, say};
 
 /// The bound on the first join that begins after the kill.
 const RECOVERY_MAX: Duration = Duration::from_secs(2);
+/// The bound on media between the nodes that stay.
+const SILENCE_MAX: Duration = Duration::from_millis(50);
 
 /// Runs the plan; a round leaves the cluster whole again for the next.
 pub(crate) async fn run(rounds: u32, out: Option<&Path>) -> Result<Verdict> {
     let mut cluster = Cluster::start(3)?;
     let mut violations = Vec::new();
     let mut recoveries = Vec::new();
+    let mut silences = Vec::new();
     for round in 0..rounds {
         let history = History::new();
         let outcome = one(&mut cluster, round, &history).await;
@@ -34,23 +38,20 @@ pub(crate) async fn run(rounds: u32, out: Option<&Path>) -> Result<Verdict> {
             std::fs::create_dir_all(out)?;
             history.write(&out.join(format!("kill-leader-{round}.jsonl")))?;
         }
-        let (found, recovery) = match outcome? {
+        let (found, recovery, media) = match outcome? {
             Round::Checked {
                 violations,
                 recovery,
-            } => (violations, recovery),
+                media,
+            } => (violations, recovery, media),
             Round::Vacuous(why) => return Ok(Verdict::Vacuous(why)),
         };
         violations.extend(found);
         recoveries.push(recovery);
+        silences.push(media.silence);
     }
-    recoveries.sort();
-    say(&format!(
-        "joins go on: n {}, p50 {:?}, max {:?}",
-        recoveries.len(),
-        recoveries[recoveries.len() / 2],
-        recoveries[recoveries.len() - 1]
-    ));
+    tell("joins go on after", recoveries);
+    tell("longest silence of media between the others", silences);
     cluster.stop()?;
     Ok(if violations.is_empty() {
         Verdict::Holds
@@ -59,10 +60,21 @@ pub(crate) async fn run(rounds: u32, out: Option<&Path>) -> Result<Verdict> {
     })
 }
 
+fn tell(what: &str, mut times: Vec<Duration>) {
+    times.sort();
+    if let (Some(median), Some(max)) = (times.get(times.len() / 2), times.last()) {
+        say(&format!(
+            "{what}: n {}, p50 {median:?}, max {max:?}",
+            times.len()
+        ));
+    }
+}
+
 enum Round {
     Checked {
         violations: Vec<String>,
         recovery: Duration,
+        media: Stillness,
     },
     Vacuous(String),
 }
@@ -70,6 +82,16 @@ enum Round {
 async fn one(cluster: &mut Cluster, round: u32, history: &History) -> Result<Round> {
     let leader = cluster.leader()?;
     let room = format!("kill-{round}");
+    let others: Vec<String> = (1..=3)
+        .filter(|id| *id != leader)
+        .map(|id| cluster.node(id).url.clone())
+        .collect();
+    let probe = Probe::start(
+        others[0].clone(),
+        others[1].clone(),
+        format!("{room}-media"),
+    )
+    .await?;
     let stop = Arc::new(AtomicBool::new(false));
     let mut joiners = Vec::new();
     let mut writers = Vec::new();
@@ -97,8 +119,10 @@ async fn one(cluster: &mut Cluster, round: u32, history: &History) -> Result<Rou
         None,
     );
     let fault = history.operations().last().context("just recorded")?.time;
+    let killed = Instant::now();
     cluster.node(leader).kill()?;
     tokio::time::sleep(Duration::from_secs(4)).await;
+    let media = tokio::task::block_in_place(|| probe.stop())?.stillness(killed);
     stop.store(true, Ordering::Relaxed);
     let mut clients = Vec::new();
     for joiner in joiners {
@@ -126,6 +150,7 @@ async fn one(cluster: &mut Cluster, round: u32, history: &History) -> Result<Rou
     violations.extend(checker::lost(&operations, "write", &written));
     violations.extend(checker::phantoms(&operations, "join", &joined));
     violations.extend(checker::phantoms(&operations, "write", &written));
+    violations.extend(judge_media(&media));
     let recovery = checker::recovery_ns(&operations, "join", fault).map(Duration::from_nanos);
     for client in clients {
         client.leave().await;
@@ -148,20 +173,47 @@ async fn one(cluster: &mut Cluster, round: u32, history: &History) -> Result<Rou
         return Ok(Round::Checked {
             violations,
             recovery: Duration::MAX,
+            media,
         });
     };
     if recovery > RECOVERY_MAX {
         violations.push(format!("joins went on only after {recovery:?}"));
     }
     say(&format!(
-        "round {round}: leader {leader} killed, joins go on after {recovery:?}; {joins} joins, {publishes} publishes, \
+        "round {round}: leader {leader} killed, joins go on after {recovery:?}, media between the others silent for \
+         {:?} at most (gap {:?}, {} breaks in {} packets); {joins} joins, {publishes} publishes, \
          {writes} writes acknowledged, {} violations",
+        media.silence,
+        media.gap,
+        media.breaks,
+        media.packets,
         violations.len()
     ));
     Ok(Round::Checked {
         violations,
         recovery,
+        media,
     })
+}
+
+fn judge_media(media: &Stillness) -> Vec<String> {
+    let mut violations = Vec::new();
+    if media.silence >= SILENCE_MAX {
+        violations.push(format!(
+            "media between the others stopped for {:?}",
+            media.silence
+        ));
+    }
+    if media.breaks > 0 {
+        violations.push(format!(
+            "{} breaks in the sequence of media between the others",
+            media.breaks
+        ));
+    }
+    if media.packets == 0 {
+        violations.push("no media between the others after the kill".to_owned());
+    }
+    violations
 }
 
 /// Joins and publishes one identity after the other through one node; returns who is still in.
@@ -295,9 +347,4 @@ fn converges(cluster: &Cluster) -> Result<()> {
         }
         Ok(seen.len() == 1)
     })
-}
-
-#[expect(clippy::print_stdout, reason = "progress of a command-line tool")]
-fn say(line: &str) {
-    println!("{line}");
 }

@@ -5,8 +5,14 @@
 //! shape. Exit code 0: the promise held; 1: a violation; 2: the run proves nothing.
 
 mod checker;
+mod clock;
+mod failover;
+mod front;
 mod history;
 mod kill_leader;
+mod lab;
+mod probe;
+mod wire;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -32,6 +38,8 @@ enum Plan {
         #[arg(long, default_value_t = 5)]
         rounds: u32,
     },
+    /// People on three SDKs, while nodes die, freeze, are cut off or drained; needs root.
+    Failover(failover::Options),
 }
 
 /// Verdict of a run.
@@ -40,8 +48,12 @@ enum Verdict {
     Holds,
     /// What was violated.
     Violated(Vec<String>),
+    /// What was violated in a run that only reports.
+    Reported(Vec<String>),
     /// Why the run proves nothing.
     Vacuous(String),
+    /// Another process of this program has told it and ended with this code.
+    Told(Option<i32>),
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
@@ -49,6 +61,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
     let verdict = match arguments.plan {
         Plan::KillLeader { rounds } => kill_leader::run(rounds, arguments.out.as_deref()).await?,
+        Plan::Failover(options) => failover::run(options, arguments.out).await?,
     };
     Ok(report(&verdict))
 }
@@ -66,9 +79,24 @@ fn report(verdict: &Verdict) -> ExitCode {
             }
             ExitCode::from(1)
         }
+        Verdict::Reported(violations) => {
+            for violation in violations {
+                println!("violated: {violation}");
+            }
+            println!("verdict: reported only");
+            ExitCode::SUCCESS
+        }
         Verdict::Vacuous(why) => {
             println!("verdict unknown, the run proves nothing: {why}");
             ExitCode::from(2)
         }
+        Verdict::Told(code) => {
+            ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(2))
+        }
     }
+}
+
+#[expect(clippy::print_stdout, reason = "progress of a command-line tool")]
+pub(crate) fn say(line: &str) {
+    println!("{line}");
 }

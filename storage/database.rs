@@ -1,18 +1,20 @@
 //! The sled database and the one thing it does not do itself: reach the disk.
 //!
+//! It gets everything that [`crate::journal`] has made durable, some time later and in larger pieces.
 //! sled 0.34's `flush` ends in `sync_file_range`, which writes neither the file's metadata nor the
 //! disk's cache; after a power cut acknowledged records are gone. So [`Database::commit`] follows
 //! it with fdatasync on a descriptor of its own. sled's background flusher stays off: with it off
-//! the writer thread is the only one who writes, and nothing sled reuses was freed by bytes that an
-//! fdatasync has not covered yet. The writer owns commits; readers share the handle.
+//! the checkpoint thread is the only one who writes, and nothing sled reuses was freed by bytes that
+//! an fdatasync has not covered yet. That thread owns commits; readers share the handle.
 
 use std::fs::{self, File};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crate::fault::{Damage, Fault, OpenError, Problem};
-use crate::identity::{Layout, failed, sync_folder};
+use crate::identity::{Layout, failed, lost, sync_folder};
 use crate::keys::Key;
 use crate::record::{self, Kind};
 
@@ -28,6 +30,14 @@ pub(crate) const VALUE_MAX: usize = 24 * 1024;
 
 /// Memory for sled's own cache. The log's recent entries are kept decoded elsewhere.
 const CACHE: u64 = 32 * 1024 * 1024;
+
+/// Bytes and writes stored before they are made durable. Larger means fewer fdatasyncs, and more that
+/// sled writes and may reuse before one has covered it.
+const PIECE_BYTES: usize = 1024 * 1024;
+const PIECE_WRITES: usize = 1024;
+
+/// How long sled's own threads may hold on to a database that was closed.
+const LET_GO: Duration = Duration::from_secs(5);
 
 /// What the anchor record says.
 const ANCHOR: &[u8] = b"flotilla log";
@@ -98,34 +108,40 @@ impl Database {
         self.tree.clone()
     }
 
-    /// Applies writes as a whole or not at all, later ones over earlier ones; durable only after
-    /// [`Database::commit`].
-    ///
-    /// One write alone is whole by itself, and for sled five to ten times cheaper than a batch: a
-    /// batch begins with a message in a buffer of its own, which another thread writes.
-    pub(crate) fn apply(&self, mut writes: Vec<Write>) -> Result<(), Fault> {
-        let applied = match writes.pop() {
-            None => return Ok(()),
-            Some((key, Some(record))) if writes.is_empty() => {
-                self.tree.insert(key, record).map(|_| ())
+    /// Stores writes durably, piece by piece. If it is interrupted, some of them are there; whoever
+    /// calls can repeat it.
+    pub(crate) fn store<'a>(
+        &mut self,
+        writes: impl IntoIterator<Item = (&'a sled::IVec, Option<&'a [u8]>)>,
+    ) -> Result<(), Fault> {
+        #[cfg(any(test, feature = "planted-bugs"))]
+        if let Some(crate::fault::Plant::HoldCheckpoints(held)) = &self.plant {
+            while held.load(std::sync::atomic::Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(1));
             }
-            Some((key, None)) if writes.is_empty() => self.tree.remove(key).map(|_| ()),
-            Some(last) => {
-                let mut batch = sled::Batch::default();
-                for (key, record) in writes.into_iter().chain([last]) {
-                    match record {
-                        Some(record) => batch.insert(key, record),
-                        None => batch.remove(key),
-                    }
-                }
-                self.tree.apply_batch(batch)
+        }
+        let (mut bytes, mut count) = (0, 0);
+        for (key, record) in writes {
+            let written = match record {
+                Some(record) => self.tree.insert(key, record),
+                None => self.tree.remove(key),
+            };
+            written.map_err(|error| sled_failed("write", &error))?;
+            count += 1;
+            bytes += key.len() + record.map_or(0, <[u8]>::len);
+            if bytes >= PIECE_BYTES || count == PIECE_WRITES {
+                self.commit()?;
+                (bytes, count) = (0, 0);
             }
-        };
-        applied.map_err(|error| sled_failed("write", &error))
+        }
+        if count > 0 {
+            self.commit()?;
+        }
+        Ok(())
     }
 
     /// Makes everything applied so far durable.
-    pub(crate) fn commit(&mut self) -> Result<(), Fault> {
+    fn commit(&mut self) -> Result<(), Fault> {
         self.tree
             .flush()
             .map_err(|error| sled_failed("flush", &error))?;
@@ -139,8 +155,7 @@ impl Database {
         let commit = self.commits;
         self.commits += 1;
         match self.plant {
-            Some(Plant::SkipFdatasync) => Ok(()),
-            Some(Plant::FailFdatasync(planted)) if planted == commit => {
+            Some(Plant::FailCheckpoint(planted)) if planted == commit => {
                 Err(io::Error::other("planted error"))
             }
             _ => self.file.sync_data(),
@@ -196,8 +211,7 @@ fn create(path: &Path) -> Result<(), OpenError> {
     let mut database = open_sled(path)?;
     let key = Key::Anchor.encode();
     let record = record::frame(Kind::Anchor, &key, ANCHOR);
-    database.apply(vec![(key, Some(record))])?;
-    database.commit()?;
+    database.store([(&key, Some(&record[..]))])?;
     drop(database);
     sync_tree(path)
 }
@@ -213,11 +227,25 @@ fn open_sled(path: &Path) -> Result<Database, OpenError> {
         .cache_capacity(CACHE)
         .flush_every_ms(None);
     // sled panics on some kinds of damage; to the operator that is the same as an error.
-    let opened = catch_unwind(AssertUnwindSafe(|| config.open()));
-    let tree = match opened {
-        Ok(Ok(tree)) => tree,
-        Ok(Err(error)) => return Err(refused(error.to_string())),
-        Err(panic) => return Err(refused(format!("it panicked: {}", panic_text(&*panic)))),
+    let open = || {
+        catch_unwind(AssertUnwindSafe(|| config.open()))
+            .map_err(|panic| format!("it panicked: {}", panic_text(&*panic)))?
+            .map_err(|error| error.to_string())
+    };
+    let began = Instant::now();
+    let tree = loop {
+        match open() {
+            Ok(tree) => break tree,
+            // The folder is locked by us, so this can only be a thread of a database that was just
+            // closed and has not let go of its file yet.
+            Err(reason) if reason.contains("could not acquire lock") => {
+                if began.elapsed() > LET_GO {
+                    return Err(refused(reason));
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(reason) => return Err(refused(reason)),
+        }
     };
     let file = path.join("db");
     let file = File::options()
@@ -250,13 +278,6 @@ fn sync_tree(path: &Path) -> Result<(), OpenError> {
     sync_folder(path).map_err(failed("cannot sync", path))?;
     let parent = path.parent().unwrap_or(path);
     sync_folder(parent).map_err(failed("cannot sync", parent))
-}
-
-fn lost(layout: &Layout, what: &str) -> OpenError {
-    OpenError::Lost {
-        path: layout.root.clone(),
-        what: what.to_owned(),
-    }
 }
 
 /// The message of a caught panic.
@@ -295,16 +316,17 @@ mod tests {
         };
         for round in 0..40u64 {
             let firsts = round * 10..round * 10 + 10;
-            let writes = firsts.map(|first| (key(first), Some(vec![first as u8; VALUE_MAX])));
-            database.apply(writes.collect()).expect("a working disk");
-            database.commit().expect("a working disk");
+            for first in firsts {
+                let value = vec![first as u8; VALUE_MAX];
+                let written = database.store([(&key(first), Some(&value[..]))]);
+                written.expect("a working disk");
+            }
         }
         // Purging makes sled merge nodes, which is when they are fullest.
         for first in (0..400u64).filter(|first| first % 5 != 0) {
             database
-                .apply(vec![(key(first), None)])
+                .store([(&key(first), None)])
                 .expect("a working disk");
-            database.commit().expect("a working disk");
         }
         let blobs = fs::read_dir(layout.database().join("blobs"))
             .expect("sled's folder")
@@ -347,7 +369,7 @@ mod tests {
     fn a_failing_fdatasync_fails_the_commit() {
         let (_folder, layout) = layout();
         let mut database = Database::open(&layout, false).expect("a fresh folder");
-        database.plant(crate::fault::Plant::FailFdatasync(1));
+        database.plant(crate::fault::Plant::FailCheckpoint(1));
         assert_eq!(database.commit(), Ok(()));
         assert!(matches!(database.commit(), Err(Fault::Failed(_))));
     }

@@ -349,10 +349,16 @@ fn micros(duration: Duration) -> u64 {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Plant {
-    /// Acknowledge after the database's own flush, which does not reach the disk.
+    /// Acknowledge without an fdatasync of the journal: nothing is sure to have reached the disk.
     SkipFdatasync,
-    /// Let the fdatasync of this commit, counted from 0, report an error.
+    /// Let this fdatasync of the journal, counted from 0, report an error.
     FailFdatasync(u64),
+    /// Let this fdatasync of the database, counted from 0, report an error.
+    FailCheckpoint(u64),
+    /// Take a file of the journal for full at this size, so that the files change often.
+    JournalSize(u64),
+    /// Let the database wait for as long as this is set, as if it were slow.
+    HoldCheckpoints(Arc<std::sync::atomic::AtomicBool>),
 }
 
 #[cfg(test)]

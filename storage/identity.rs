@@ -3,12 +3,14 @@
 //! ```text
 //! DATA/lock        held with flock while open; says who holds it
 //! DATA/identity    format, node, cluster, checksum; text, replaced as a whole
+//! DATA/journal/    what the database does not have yet
 //! DATA/log/        the database
 //! DATA/snapshots/  one file per snapshot
 //! ```
 //! The identity is checked before the database is touched, so that a wrong configuration cannot
 //! change another node's data. The database is made in `log.creating` and renamed only when it is
-//! durable; an interrupted creation is thrown away, for nobody can have relied on it.
+//! durable, and so is the journal in `journal.creating`; an interrupted creation is thrown away, for
+//! nobody can have relied on it.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Write};
@@ -17,7 +19,10 @@ use std::path::{Path, PathBuf};
 use crate::fault::{Damage, OpenError, Problem};
 
 /// The format of the folder. Goes up when an older build could not read it.
-const FORMAT: u64 = 1;
+///
+/// Format 1 has no journal; opening such a folder makes one.
+const FORMAT: u64 = 2;
+const FORMAT_BEFORE_JOURNAL: u64 = 1;
 
 /// Longest cluster id, in bytes.
 const CLUSTER_LENGTH_MAX: usize = 128;
@@ -29,6 +34,14 @@ pub struct Identity {
     pub cluster: Option<String>,
     /// The node.
     pub node: u64,
+}
+
+/// What the folder says about itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Known {
+    pub(crate) identity: Identity,
+    /// Whether the folder has a journal.
+    pub(crate) journal: bool,
 }
 
 /// The parts of a data folder.
@@ -44,6 +57,14 @@ impl Layout {
 
     pub(crate) fn database_in_creation(&self) -> PathBuf {
         self.root.join("log.creating")
+    }
+
+    pub(crate) fn journal(&self) -> PathBuf {
+        self.root.join("journal")
+    }
+
+    pub(crate) fn journal_in_creation(&self) -> PathBuf {
+        self.root.join("journal.creating")
     }
 
     pub(crate) fn snapshots(&self) -> PathBuf {
@@ -113,7 +134,7 @@ pub(crate) fn lock(layout: &Layout) -> Result<File, OpenError> {
 }
 
 /// The identity of the folder; `None` when it has none yet.
-pub(crate) fn read(layout: &Layout) -> Result<Option<Identity>, OpenError> {
+pub(crate) fn read(layout: &Layout) -> Result<Option<Known>, OpenError> {
     let path = layout.identity();
     let text = match fs::read(&path) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
@@ -176,6 +197,14 @@ pub(crate) fn write(layout: &Layout, identity: &Identity) -> Result<(), OpenErro
     sync_folder(&layout.root).map_err(failed("cannot sync", &layout.root))
 }
 
+/// What was there once is not there any more.
+pub(crate) fn lost(layout: &Layout, what: &str) -> OpenError {
+    OpenError::Lost {
+        path: layout.root.clone(),
+        what: what.to_owned(),
+    }
+}
+
 /// Makes the names in a folder durable.
 pub(crate) fn sync_folder(path: &Path) -> std::io::Result<()> {
     File::open(path)?.sync_all()
@@ -196,7 +225,7 @@ enum Parse {
     Problem(Problem),
 }
 
-fn parse(text: &str) -> Result<Identity, Parse> {
+fn parse(text: &str) -> Result<Known, Parse> {
     let contents = |why: &str| Parse::Problem(Problem::Contents(why.to_owned()));
     let mut lines = text.lines();
     let format = lines
@@ -204,7 +233,7 @@ fn parse(text: &str) -> Result<Identity, Parse> {
         .and_then(|line| line.strip_prefix("flotilla-storage "))
         .and_then(|format| format.parse::<u64>().ok())
         .ok_or_else(|| contents("the first line is not `flotilla-storage FORMAT`"))?;
-    if format != FORMAT {
+    if ![FORMAT_BEFORE_JOURNAL, FORMAT].contains(&format) {
         return Err(Parse::Format(format));
     }
     let end = text
@@ -231,7 +260,10 @@ fn parse(text: &str) -> Result<Identity, Parse> {
         }
     }
     let node = node.ok_or_else(|| contents("no node id"))?;
-    Ok(Identity { cluster, node })
+    Ok(Known {
+        identity: Identity { cluster, node },
+        journal: format > FORMAT_BEFORE_JOURNAL,
+    })
 }
 
 #[cfg(test)]
@@ -254,8 +286,22 @@ mod tests {
         for cluster in [None, Some("crc32c harbour".to_owned())] {
             let identity = Identity { cluster, node: 7 };
             write(&layout, &identity).expect("a writable folder");
-            assert_eq!(read(&layout).expect("an intact file"), Some(identity));
+            let known = Known {
+                identity,
+                journal: true,
+            };
+            assert_eq!(read(&layout).expect("an intact file"), Some(known));
         }
+    }
+
+    #[test]
+    fn a_folder_from_before_the_journal_is_known() {
+        let (_folder, layout) = layout();
+        let body = "flotilla-storage 1\nnode 7\n";
+        let crc = crc32c::crc32c(body.as_bytes());
+        fs::write(layout.identity(), format!("{body}crc32c {crc:08x}\n")).expect("a write");
+        let known = read(&layout).expect("an intact file").expect("an identity");
+        assert_eq!((known.identity.node, known.journal), (7, false));
     }
 
     #[test]
@@ -278,12 +324,12 @@ mod tests {
                 ..
             }))
         ));
-        fs::write(layout.identity(), "flotilla-storage 2\nanything\n").expect("a write");
+        fs::write(layout.identity(), "flotilla-storage 3\nanything\n").expect("a write");
         assert!(matches!(
             read(&layout),
             Err(OpenError::Format {
-                found: 2,
-                supported: 1,
+                found: 3,
+                supported: 2,
                 ..
             })
         ));

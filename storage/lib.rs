@@ -1,17 +1,20 @@
 //! How bytes are kept: Raft log, vote, committed index and snapshots of every group of a node.
 //!
 //! ```text
-//! raft ──► LogStore ──► writer thread ──► sled ──► fdatasync ──► acknowledgement
+//! raft ──► LogStore ──► writer thread ──► journal, fdatasync ──► acknowledgement
+//!     │                        └──► now and then: checkpoint thread ──► sled, fdatasync
 //!     └──► SnapshotStore ──► file, fsync ──► writer thread (which file is current)
 //! ```
 //! `flotilla-raft` opens one [`Storage`] per node and one [`LogStore`] and [`SnapshotStore`] per
-//! group; all groups share one database and the one thread that writes it. Nothing is acknowledged
-//! before it is on the disk, nothing is read back unchecked, and nothing here knows what the
+//! group; all groups share one journal, one database and the threads that write them. Nothing is
+//! acknowledged before it is on the disk, nothing is read back unchecked, and nothing here knows what the
 //! entries mean.
 
+mod checkpoint;
 mod database;
 pub mod fault;
 mod identity;
+mod journal;
 mod keys;
 mod log;
 mod open;
@@ -32,11 +35,13 @@ use std::thread::JoinHandle;
 use openraft::RaftTypeConfig;
 use tokio::sync::watch;
 
+use crate::checkpoint::Backlog;
 use crate::database::Database;
 use crate::fault::HealthCell;
 pub use crate::fault::{Damage, Fault, Health, OpenError, Problem};
 pub use crate::identity::Identity;
-use crate::identity::Layout;
+use crate::identity::{Known, Layout};
+use crate::journal::Journal;
 use crate::keys::GroupId;
 pub use crate::log::LogStore;
 use crate::queue::Queue;
@@ -70,7 +75,7 @@ pub(crate) struct Inner {
 impl Storage {
     /// Opens a node's data folder, or makes it. Checks what it reads; blocks on the disk.
     pub fn open(path: impl AsRef<Path>, identity: Identity) -> Result<Self, OpenError> {
-        Self::open_with(path.as_ref(), identity, |_| {})
+        Self::open_with(path.as_ref(), identity, |_, _| {})
     }
 
     /// Opens a data folder with a defect, to prove that a test finds it.
@@ -80,13 +85,16 @@ impl Storage {
         identity: Identity,
         plant: fault::Plant,
     ) -> Result<Self, OpenError> {
-        Self::open_with(path.as_ref(), identity, |database| database.plant(plant))
+        Self::open_with(path.as_ref(), identity, |journal, database| {
+            journal.plant(plant.clone());
+            database.plant(plant);
+        })
     }
 
     fn open_with(
         path: &Path,
         identity: Identity,
-        prepare: impl FnOnce(&mut Database),
+        prepare: impl FnOnce(&mut Journal, &mut Database),
     ) -> Result<Self, OpenError> {
         if let Some(cluster) = &identity.cluster {
             identity::check_cluster(cluster)?;
@@ -97,27 +105,46 @@ impl Storage {
         let lock = identity::lock(&layout)?;
         let known = identity::read(&layout)?;
         if let Some(known) = &known {
-            identity::check(&layout, known, &identity)?;
+            identity::check(&layout, &known.identity, &identity)?;
         }
         let mut database = Database::open(&layout, known.is_some())?;
-        let cluster = known.as_ref().and_then(|known| known.cluster.clone());
-        let identity = Identity {
-            cluster: identity.cluster.or(cluster),
-            node: identity.node,
-        };
-        if known.as_ref() != Some(&identity) {
-            identity::write(&layout, &identity)?;
+        let has_journal = known.as_ref().is_some_and(|known| known.journal);
+        let (mut journal, writes) = Journal::open(&layout, has_journal)?;
+        if known.is_none() && !writes.is_empty() {
+            let what = "it holds a journal, but the file `identity` is missing";
+            return Err(identity::lost(&layout, what));
         }
-        prepare(&mut database);
+        let cluster = known
+            .as_ref()
+            .and_then(|known| known.identity.cluster.clone());
+        let known_now = Known {
+            identity: Identity {
+                cluster: identity.cluster.or(cluster),
+                node: identity.node,
+            },
+            journal: true,
+        };
+        if known.as_ref() != Some(&known_now) {
+            // From here on an older build refuses the folder, before the journal has anything.
+            identity::write(&layout, &known_now.identity)?;
+        }
+        // What the last process did not get around to.
+        database.store(writes.iter().map(|(key, record)| (key, record.as_deref())))?;
+        journal.settle(journal.next());
+        journal.close()?;
+        prepare(&mut journal, &mut database);
 
         let health = Arc::new(HealthCell::new());
         let queue = Arc::new(Queue::new(Arc::clone(&health)));
         let tree = database.reader();
-        let writer = Writer::new(database, Arc::clone(&queue), Arc::clone(&health));
+        let starting = "cannot start a thread for";
+        let backlog = Backlog::start(database, Arc::clone(&health))
+            .map_err(identity::failed(starting, path))?;
+        let writer = Writer::new(journal, backlog, Arc::clone(&queue), Arc::clone(&health));
         let thread = std::thread::Builder::new()
             .name("storage-writer".into())
             .spawn(move || writer.run())
-            .map_err(identity::failed("cannot start the writer thread for", path))?;
+            .map_err(identity::failed(starting, path))?;
         let inner = Inner {
             layout,
             queue,
@@ -125,7 +152,7 @@ impl Storage {
             tree: RwLock::new(Some(tree)),
             ending: Mutex::new(Some((thread, lock))),
             groups: Mutex::default(),
-            identity: Mutex::new(identity),
+            identity: Mutex::new(known_now.identity),
         };
         Ok(Self {
             inner: Arc::new(inner),
@@ -173,7 +200,7 @@ impl Storage {
         self.inner.health.watch()
     }
 
-    /// Writes what is waiting and closes the folder. Handles that still exist get
+    /// Writes what is waiting, brings the database up to date, and closes the folder. Handles that still exist get
     /// [`Fault::Closed`].
     pub fn close(self) {
         self.inner.close();

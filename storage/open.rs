@@ -53,7 +53,7 @@ pub(crate) fn group<C: RaftTypeConfig>(
         group,
         name: name.to_owned(),
     });
-    // An earlier handle of this group may have left something for later.
+    // An earlier handle of this group may have left something for later, and the database is behind.
     inner.queue.run(Op::Settle)?;
 
     let vote: Option<VoteOf<C>> = slot(&tree, group, Slot::Vote, Kind::Vote)?;
@@ -115,6 +115,8 @@ fn number(inner: &Inner, tree: &sled::Db, name: &str) -> Result<GroupId, OpenErr
     encode(&next, &mut record)?;
     record::seal(&mut record, &key);
     inner.queue.run(Op::Put { key, record })?;
+    // The next name that is opened has to find this one in the database.
+    inner.queue.run(Op::Settle)?;
     Ok(GroupId(next))
 }
 

@@ -56,7 +56,7 @@ pub(crate) enum Op {
         runs: BTreeMap<u64, Run>,
         garbage: Vec<IVec>,
     },
-    /// Write what is kept back for later as well.
+    /// Write what is kept back for later as well, and bring the database up to date.
     Settle,
 }
 
@@ -91,7 +91,7 @@ impl Job {
 /// What a group's handle and the writer share besides the queue.
 #[derive(Debug, Default)]
 pub(crate) struct Link {
-    /// Entries below this index can be read from the database.
+    /// Entries below this index can be read from the database; the others are in the handle's cache.
     pub(crate) applied: AtomicU64,
     /// The encoded committed log id and whether it is newer than the one on disk. Two owners: the
     /// handle replaces it with every commit, the writer picks it up now and then.

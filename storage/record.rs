@@ -38,6 +38,8 @@ pub(crate) enum Kind {
     SnapshotData = 11,
     /// Last frame of a snapshot file: totals.
     SnapshotEnd = 12,
+    /// A batch of writes in the journal.
+    Journal = 13,
 }
 
 impl Kind {
@@ -55,6 +57,7 @@ impl Kind {
             10 => "snapshot description",
             11 => "snapshot data",
             12 => "snapshot end",
+            13 => "journal record",
             _ => "unknown",
         }
     }
@@ -137,8 +140,14 @@ impl fmt::Display for Problem {
 /// Begins a record; the caller appends the body and then calls [`seal`].
 pub(crate) fn begin(kind: Kind, capacity: usize) -> Vec<u8> {
     let mut record = Vec::with_capacity(HEADER + capacity);
-    record.extend_from_slice(&[VERSION, kind as u8, 0, 0, 0, 0, 0, 0, 0, 0]);
+    begin_in(kind, &mut record);
     record
+}
+
+/// Begins a record in an empty buffer.
+pub(crate) fn begin_in(kind: Kind, buffer: &mut Vec<u8>) {
+    debug_assert!(buffer.is_empty(), "a record begins its buffer");
+    buffer.extend_from_slice(&[VERSION, kind as u8, 0, 0, 0, 0, 0, 0, 0, 0]);
 }
 
 /// Completes a record begun with [`begin`]: length and checksum.

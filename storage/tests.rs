@@ -3,5 +3,6 @@
 
 mod conformance;
 mod damage;
+mod journal;
 mod model;
 mod support;

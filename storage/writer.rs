@@ -1,15 +1,18 @@
-//! The one thread that writes: it takes everything that waits, from all groups, puts it into one
-//! batch, makes the batch durable, and only then acknowledges.
+//! The one thread that commits: it takes everything that waits, from all groups, puts it into one
+//! record of the journal, makes that durable, and only then acknowledges.
 //!
 //! ```text
-//! log handles ──► queue (bounded by bytes) ──► stage ──► sled batch ──► flush ──► fdatasync ──► done
+//! log handles ──► queue (bounded by bytes) ──► stage ──► journal ──► fdatasync ──► done
+//!                                                           └──► backlog ──► database, later
 //! ```
-//! The thread owns the database's write side and, per group, the index of runs on disk. Consecutive
-//! appends of a group become one run, so a commit of many entries costs few keys. Purged runs are
-//! deleted in small steps when nothing waits; the committed index rides along at most every
-//! [`LAZY`]. After the first failure nothing is written or acknowledged any more.
+//! The thread owns the journal, the backlog of what the database does not have yet and, per group,
+//! the index of runs. Consecutive appends of a group become one run, so a commit of many entries
+//! costs few keys. Deletions of purged runs are not in the journal, because opening a group finds
+//! such runs again; the committed index rides along at most every [`LAZY`]. When the journal's files
+//! are full and the database is still behind, commits wait for it, and callers for room in the
+//! queue. After the first failure nothing is written or acknowledged any more.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -17,20 +20,17 @@ use std::time::{Duration, Instant};
 
 use sled::IVec;
 
-use crate::database::{self, Database, VALUE_MAX, Write, panic_text};
+use crate::checkpoint::{Backlog, Mark};
+use crate::database::{VALUE_MAX, Write, panic_text};
 use crate::fault::{Fault, HealthCell, Problem, damage};
+use crate::journal::Journal;
 use crate::keys::{GroupId, Key, Slot};
 use crate::queue::{Encoded, Job, Link, Op, Queue};
 use crate::record::{self, HEADER, Kind, split_entry};
 
-/// How long the committed index and deletions may stay in memory. Longer saves writes; after a
+/// How long the committed index and purges may stay in memory. Longer saves writes; after a
 /// crash a node re-learns that much from its peers.
 const LAZY: Duration = Duration::from_millis(500);
-
-/// Purged runs deleted after a commit, and in one step while idle. Sled needs up to 10 µs per key,
-/// and a step is what the next commit may have to wait for.
-const GARBAGE_PER_COMMIT: usize = 8;
-const GARBAGE_PER_STEP: usize = 32;
 
 /// Largest body of a one-record run, and bytes of an entry in each part of a long one.
 const RUN_BODY_MAX: usize = VALUE_MAX - HEADER;
@@ -53,11 +53,11 @@ pub(crate) struct Run {
 struct GroupLog {
     link: Arc<Link>,
     runs: BTreeMap<u64, Run>,
-    /// Keys of purged runs that are still in the database, oldest first.
-    garbage: VecDeque<IVec>,
     building: Option<Building>,
     /// Index after the last entry staged.
     next: u64,
+    /// Index after the last entry that has reached the backlog and is still in the log.
+    logged: u64,
 }
 
 /// A run that still grows.
@@ -71,22 +71,32 @@ struct Building {
 pub(crate) struct Writer {
     queue: Arc<Queue>,
     health: Arc<HealthCell>,
-    database: Database,
+    journal: Journal,
+    backlog: Backlog,
     groups: BTreeMap<GroupId, GroupLog>,
-    /// Writes in their order, to be applied as a whole.
+    /// Writes in their order, for the next record of the journal.
     staged: Vec<Write>,
+    /// Keys of purged runs, to be deleted from the database. None of them is written again.
+    garbage: Vec<IVec>,
     /// When lazily kept data is written at the latest; `None` when there is none.
     lazy_due: Option<Instant>,
 }
 
 impl Writer {
-    pub(crate) fn new(database: Database, queue: Arc<Queue>, health: Arc<HealthCell>) -> Self {
+    pub(crate) fn new(
+        journal: Journal,
+        backlog: Backlog,
+        queue: Arc<Queue>,
+        health: Arc<HealthCell>,
+    ) -> Self {
         Self {
             queue,
             health,
-            database,
+            journal,
+            backlog,
             groups: BTreeMap::new(),
             staged: Vec::new(),
+            garbage: Vec::new(),
             lazy_due: None,
         }
     }
@@ -94,13 +104,7 @@ impl Writer {
     /// Works until the queue is closed and empty.
     pub(crate) fn run(mut self) {
         loop {
-            let garbage = self.groups.values().any(|group| !group.garbage.is_empty());
-            let deadline = if garbage {
-                Some(Instant::now())
-            } else {
-                self.lazy_due
-            };
-            let taken = self.queue.take(deadline, self.lazy_due.is_some());
+            let taken = self.queue.take(self.lazy_due, self.lazy_due.is_some());
             let now = Instant::now();
             if taken.lazy {
                 self.lazy_due.get_or_insert(now + LAZY);
@@ -114,18 +118,17 @@ impl Writer {
 
     /// One commit, the answers, and then a little tidying.
     fn turn(&mut self, mut jobs: Vec<Job>, closed: bool, now: Instant) {
-        let swept = if jobs.is_empty() {
-            GARBAGE_PER_STEP
-        } else {
-            GARBAGE_PER_COMMIT
-        };
-        let outcome = self.guarded(|writer| writer.commit(&mut jobs, closed, now));
+        let settle = closed || jobs.iter().any(|job| matches!(job.op, Op::Settle));
+        let outcome = self.guarded(|writer| {
+            writer.commit(&mut jobs, settle, now)?;
+            if settle { writer.settle() } else { Ok(()) }
+        });
         for job in jobs {
             job.finish(outcome.clone());
         }
-        if outcome.is_ok() && !closed {
+        if outcome.is_ok() {
             // A failure shows in the health; nobody waits for this.
-            self.guarded(|writer| writer.sweep(swept, now)).ok();
+            self.guarded(|writer| writer.harvest(false)).ok();
         }
     }
 
@@ -148,8 +151,7 @@ impl Writer {
         })
     }
 
-    fn commit(&mut self, jobs: &mut [Job], closed: bool, now: Instant) -> Result<(), Fault> {
-        let settle = closed || jobs.iter().any(|job| matches!(job.op, Op::Settle));
+    fn commit(&mut self, jobs: &mut [Job], settle: bool, now: Instant) -> Result<(), Fault> {
         let lazy = settle || self.lazy_due.is_some_and(|due| due <= now);
         let durable = lazy || jobs.iter().any(|job| job.durable);
         if durable {
@@ -163,9 +165,9 @@ impl Writer {
         if lazy {
             self.stage_committed();
         }
-        self.apply()?;
+        self.close_runs();
         if durable {
-            self.database.commit()?;
+            self.write()?;
             self.lazy_due = None;
             self.health.commit_ended(now, Instant::now());
         } else if !jobs.is_empty() {
@@ -174,20 +176,56 @@ impl Writer {
         Ok(())
     }
 
-    /// Deletes some purged runs. It need not be durable: what a crash brings back is deleted again.
-    fn sweep(&mut self, limit: usize, now: Instant) -> Result<(), Fault> {
-        let mut left = limit;
-        for log in self.groups.values_mut() {
-            while left > 0 {
-                let Some(key) = log.garbage.pop_front() else {
-                    break;
-                };
-                self.database.apply(vec![(key, None)])?;
-                left -= 1;
+    /// Makes what is staged durable, as a whole or not at all.
+    fn write(&mut self) -> Result<(), Fault> {
+        if !self.staged.is_empty() {
+            if !self.journal.fits(&self.staged) {
+                self.harvest(true)?;
+                self.journal.release_other()?;
+                self.freeze()?;
+                self.journal.change_files()?;
             }
+            self.journal.append(&self.staged)?;
         }
-        if left < limit {
-            self.lazy_due.get_or_insert(now + LAZY);
+        self.backlog.add(self.staged.drain(..));
+        self.backlog
+            .add(self.garbage.drain(..).map(|key| (key, None)));
+        for log in self.groups.values_mut() {
+            log.logged = log.next;
+        }
+        Ok(())
+    }
+
+    /// Begins to bring the database up to date, once the last time is over.
+    fn freeze(&mut self) -> Result<(), Fault> {
+        self.harvest(true)?;
+        if !self.backlog.is_empty() {
+            let next = self.groups.iter().map(|(&group, log)| (group, log.logged));
+            self.backlog.freeze(Mark {
+                journal: self.journal.next(),
+                next: next.collect(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Brings the database up to date.
+    fn settle(&mut self) -> Result<(), Fault> {
+        self.freeze()?;
+        self.harvest(true)?;
+        self.journal.settle(self.journal.next());
+        self.journal.close()
+    }
+
+    /// Takes note of what has reached the database.
+    fn harvest(&mut self, wait: bool) -> Result<(), Fault> {
+        if let Some(mark) = self.backlog.harvest(wait)? {
+            self.journal.settle(mark.journal);
+            for (group, next) in mark.next {
+                if let Some(log) = self.groups.get(&group) {
+                    log.link.applied.store(next, Ordering::Release);
+                }
+            }
         }
         Ok(())
     }
@@ -212,13 +250,13 @@ impl Writer {
                     .last_key_value()
                     .map_or(0, |(first, run)| first + run.count);
                 link.applied.store(next, Ordering::Release);
-                let garbage = garbage.into();
+                self.garbage.extend(garbage);
                 let log = GroupLog {
                     link,
                     runs,
-                    garbage,
                     building: None,
                     next,
+                    logged: next,
                 };
                 self.groups.insert(group, log);
             }
@@ -308,11 +346,13 @@ impl Writer {
         self.insert(key, run.record);
     }
 
-    /// Cuts the log. What was staged before is applied first, so that the cut sees one state.
+    /// Cuts the log.
     fn stage_truncate(&mut self, group: GroupId, from: u64) -> Result<(), Fault> {
-        self.apply()?;
+        self.close_run(group);
+        self.backlog.truncated(group, from);
         let log = self.groups.entry(group).or_default();
         log.next = log.next.min(from);
+        log.logged = log.logged.min(from);
         log.link.applied.fetch_min(from, Ordering::AcqRel);
         let removed = log.runs.split_off(&from);
         let cut = match log.runs.last_entry() {
@@ -344,7 +384,11 @@ impl Writer {
     fn shortened(&self, key: &Key, count: u64) -> Result<Vec<u8>, Fault> {
         let bytes = key.encode();
         let damaged = |problem| damage(key, problem);
-        let record = database::read(&self.database.reader(), &bytes)?;
+        let staged = self.staged.iter().rev().find(|(key, _)| *key == bytes);
+        let record = match staged {
+            Some((_, record)) => record.as_deref().map(IVec::from),
+            None => self.backlog.get(&bytes)?,
+        };
         let record = record.ok_or_else(|| damaged(Problem::Missing))?;
         let body = record::open(Kind::Run, &bytes, &record).map_err(damaged)?;
         let mut rest = body;
@@ -364,7 +408,7 @@ impl Writer {
             }
             let (first, run) = run.remove_entry();
             let keys = (0..run.parts).map(|part| Key::Run { group, first, part }.encode());
-            log.garbage.extend(keys);
+            self.garbage.extend(keys);
         }
         log.next = log.next.max(upto + 1);
         self.insert(Key::Slot(group, Slot::Purged).encode(), record);
@@ -403,22 +447,12 @@ impl Writer {
         self.staged.push((key, None));
     }
 
-    /// Puts what is staged into the database, where it can be read but is not yet durable.
-    fn apply(&mut self) -> Result<(), Fault> {
-        let open: Vec<GroupId> = self
-            .groups
-            .iter()
-            .filter_map(|(&group, log)| log.building.is_some().then_some(group))
-            .collect();
-        for group in open {
+    /// Ends all runs: a record of the journal has whole ones only.
+    fn close_runs(&mut self) {
+        let open = self.groups.iter();
+        let open = open.filter_map(|(&group, log)| log.building.is_some().then_some(group));
+        for group in open.collect::<Vec<_>>() {
             self.close_run(group);
         }
-        if !self.staged.is_empty() {
-            self.database.apply(std::mem::take(&mut self.staged))?;
-            for log in self.groups.values() {
-                log.link.applied.store(log.next, Ordering::Release);
-            }
-        }
-        Ok(())
     }
 }

@@ -4,7 +4,7 @@
 //! value; a node that printed a panic fails the test that owned it.
 
 use std::fs::File;
-use std::net::{TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -33,12 +33,33 @@ pub fn binary() -> Result<PathBuf> {
         .context("no flotilla binary: make build")
 }
 
+/// Where a node runs.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Address that everything of the node listens on.
+    pub address: IpAddr,
+    /// Network namespace its process runs in; none for this process's own.
+    pub namespace: Option<String>,
+}
+
+impl Place {
+    /// Loopback of this process.
+    #[must_use]
+    pub fn here() -> Self {
+        Self {
+            address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            namespace: None,
+        }
+    }
+}
+
 /// A node's process and where it listens.
 pub struct Node {
     /// Its id, from 1.
     pub id: u64,
     /// HTTP and WebSocket.
     pub url: String,
+    place: Place,
     cluster_address: String,
     admin_address: String,
     config: PathBuf,
@@ -47,20 +68,32 @@ pub struct Node {
 }
 
 impl Node {
-    fn new(id: u64, folder: &Path, seeds: &[String]) -> Result<Self> {
+    fn new(
+        id: u64,
+        folder: &Path,
+        seeds: &[String],
+        place: Place,
+        settings: &Value,
+    ) -> Result<Self> {
         let home = folder.join(format!("n{id}"));
         std::fs::create_dir_all(&home)?;
-        let (port, cluster, admin) = (free_tcp()?, free_tcp()?, free_tcp()?);
-        let udp = UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
-        let cluster_address = format!("127.0.0.1:{cluster}");
-        let admin_address = format!("127.0.0.1:{admin}");
+        // A namespace of its own has every port to give.
+        let (port, cluster, admin, udp) = if place.namespace.is_some() {
+            (7880, 7890, 7891, 7882)
+        } else {
+            let udp = UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
+            (free_tcp()?, free_tcp()?, free_tcp()?, udp)
+        };
+        let address = place.address;
+        let cluster_address = format!("{address}:{cluster}");
+        let admin_address = format!("{address}:{admin}");
         let config = home.join("flotilla.yaml");
-        let text = json!({
+        let mut text = json!({
             "port": port,
-            "bind_addresses": ["127.0.0.1"],
+            "bind_addresses": [address],
             "keys": { KEY: SECRET },
             "region": "local",
-            "rtc": { "udp_port": udp, "node_ip": "127.0.0.1" },
+            "rtc": { "udp_port": udp, "node_ip": address },
             "cluster": {
                 "name": "test",
                 "node_id": id,
@@ -72,10 +105,12 @@ impl Node {
             },
             "admin": { "bind": admin_address, "token": ADMIN_TOKEN },
         });
+        merge(&mut text, settings);
         std::fs::write(&config, serde_json::to_vec_pretty(&text)?)?;
         Ok(Self {
             id,
-            url: format!("http://127.0.0.1:{port}"),
+            url: format!("http://{address}:{port}"),
+            place,
             cluster_address,
             admin_address,
             config,
@@ -90,7 +125,16 @@ impl Node {
     /// If it cannot be started.
     pub fn start(&mut self) -> Result<()> {
         let log = File::options().create(true).append(true).open(&self.log)?;
-        let child = Command::new(binary()?)
+        let mut command = match &self.place.namespace {
+            None => Command::new(binary()?),
+            Some(namespace) => {
+                // `ip` becomes the program it starts: the child's id is the node's.
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", namespace]).arg(binary()?);
+                command
+            }
+        };
+        let child = command
             .args(["start", "--config"])
             .arg(&self.config)
             .env("RUST_BACKTRACE", "1")
@@ -120,12 +164,56 @@ impl Node {
         Ok(())
     }
 
-    fn terminate(&mut self) -> Result<()> {
+    /// SIGSTOP: what a frozen process looks like to everybody else.
+    ///
+    /// # Errors
+    /// If it does not run or cannot be signalled.
+    pub fn freeze(&self) -> Result<()> {
+        self.signal("STOP")
+    }
+
+    /// SIGCONT: ends [`Self::freeze`].
+    ///
+    /// # Errors
+    /// If it does not run or cannot be signalled.
+    pub fn thaw(&self) -> Result<()> {
+        self.signal("CONT")
+    }
+
+    fn signal(&self, name: &str) -> Result<()> {
+        let pid = self.pid().context("the node does not run")?;
+        let done = Command::new("kill")
+            .args([&format!("-{name}"), &pid.to_string()])
+            .status()?;
+        ensure!(done.success(), "kill -{name} {pid}");
+        Ok(())
+    }
+
+    /// Where its HTTP listens, `host:port`.
+    #[must_use]
+    pub fn client_address(&self) -> &str {
+        self.url.trim_start_matches("http://")
+    }
+
+    /// The arguments that let `flotilla admin` and `flotilla node` reach it.
+    #[must_use]
+    pub fn admin_arguments(&self) -> [&str; 4] {
+        ["--address", &self.admin_address, "--token", ADMIN_TOKEN]
+    }
+
+    /// Asks it to stop and waits for the end.
+    ///
+    /// # Errors
+    /// If it has not ended 15 s after SIGTERM; it is killed then.
+    pub fn terminate(&mut self) -> Result<()> {
         let Some(mut child) = self.process.take() else {
             return Ok(());
         };
         let pid = child.id().to_string();
-        Command::new("kill").args(["-TERM", &pid]).status()?;
+        Command::new("kill")
+            .args(["-TERM", &pid])
+            .stderr(Stdio::null())
+            .status()?;
         let deadline = Instant::now() + Duration::from_secs(15);
         while Instant::now() < deadline {
             if child.try_wait()?.is_some() {
@@ -162,12 +250,36 @@ impl Cluster {
     /// # Errors
     /// What did not come up, with the end of its log.
     pub fn start(count: u64) -> Result<Self> {
+        let places = vec![Place::here(); usize::try_from(count)?];
+        Self::start_at(&places, &json!({}))
+    }
+
+    /// The same with a place for each node, and settings that are added to every configuration.
+    ///
+    /// # Errors
+    /// What did not come up, with the end of its log.
+    pub fn start_at(places: &[Place], settings: &Value) -> Result<Self> {
         let folder = TempDir::with_prefix("flotilla-test-")?;
-        let mut nodes = vec![Node::new(1, folder.path(), &[])?];
-        let seed = nodes[0].cluster_address.clone();
-        for id in 2..=count {
-            nodes.push(Node::new(id, folder.path(), std::slice::from_ref(&seed))?);
+        let mut nodes: Vec<Node> = Vec::new();
+        for (id, place) in (1..).zip(places) {
+            let seeds: Vec<String> = nodes
+                .first()
+                .map(|first| first.cluster_address.clone())
+                .into_iter()
+                .collect();
+            nodes.push(Node::new(
+                id,
+                folder.path(),
+                &seeds,
+                place.clone(),
+                settings,
+            )?);
         }
+        let seed = nodes
+            .first()
+            .context("a cluster has a node")?
+            .cluster_address
+            .clone();
         let mut cluster = Self {
             nodes,
             _folder: folder,
@@ -233,14 +345,9 @@ impl Cluster {
     /// What the command printed when it failed.
     pub fn admin_of(&self, id: u64, arguments: &[&str]) -> Result<Value> {
         let node = &self.nodes[usize::try_from(id)? - 1];
-        let mut all = vec![
-            "admin",
-            "--address",
-            &node.admin_address,
-            "--token",
-            ADMIN_TOKEN,
-            "--json",
-        ];
+        let mut all = vec!["admin"];
+        all.extend(node.admin_arguments());
+        all.push("--json");
         all.extend(arguments);
         Ok(serde_json::from_str(&flotilla(&all)?)?)
     }
@@ -332,6 +439,18 @@ pub fn wait(
         std::thread::sleep(Duration::from_millis(30));
     }
     bail!("not within {limit:?}: {what} ({last:?})")
+}
+
+/// Adds settings to a configuration, section by section.
+fn merge(into: &mut Value, settings: &Value) {
+    match (into, settings) {
+        (Value::Object(into), Value::Object(settings)) => {
+            for (key, value) in settings {
+                merge(into.entry(key.clone()).or_insert(Value::Null), value);
+            }
+        }
+        (into, settings) => *into = settings.clone(),
+    }
 }
 
 fn free_tcp() -> Result<u16> {

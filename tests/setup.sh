@@ -12,6 +12,7 @@ declare -A packages=(
   [mkfs.ext4]=e2fsprogs
   [cmake]=cmake
   [losetup]=mount
+  [tcpdump]=tcpdump
 )
 missing=()
 for command in "${!packages[@]}"; do

@@ -28,10 +28,9 @@ fn tamper(folder: &Path, key: &Key, change: impl FnOnce(Vec<u8>) -> Option<Vec<u
         .get(&bytes)
         .expect("a read")
         .expect("the record is there");
-    database
-        .apply(vec![(bytes, change(value.to_vec()))])
-        .expect("a write");
-    database.commit().expect("a working disk");
+    let changed = change(value.to_vec());
+    let stored = database.store([(&bytes, changed.as_deref())]);
+    stored.expect("a working disk");
 }
 
 fn flip_last(mut record: Vec<u8>) -> Option<Vec<u8>> {
@@ -155,70 +154,6 @@ async fn missing_entries_are_a_gap_and_missing_parts_are_damage() {
         }
         other => panic!("{other}"),
     }
-}
-
-/// A torn write of what was not acknowledged yet: any prefix of the bytes may have arrived.
-#[tokio::test]
-async fn a_torn_tail_opens_with_all_of_a_batch_or_none() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let data = folder.path().join("data");
-    let db = data.join("log").join("db");
-    let (storage, mut probe) = open_probe(&data);
-    fill(&mut probe, 0..10).await;
-    let before = fs::read(&db).expect("the database file");
-    // The appends go into one batch, with entries large enough for several runs.
-    let text = "y".repeat(9_000);
-    let more = (10..20)
-        .map(|index| Entry {
-            index,
-            term: 2,
-            text: text.clone(),
-        })
-        .collect();
-    probe
-        .append(more)
-        .await
-        .expect("an append")
-        .await
-        .expect("a working disk");
-    let after = fs::read(&db).expect("the database file");
-    let saved = folder.path().join("saved");
-    copy_folder(&data, &saved);
-    drop(probe);
-    storage.close();
-
-    let differs = |at: &usize| before.get(*at) != after.get(*at);
-    let from = (0..after.len())
-        .find(differs)
-        .expect("the append wrote something");
-    let to = (0..after.len())
-        .rev()
-        .find(differs)
-        .expect("the append wrote something")
-        + 1;
-    let mut whole = 0;
-    let cuts = 24;
-    for cut in 0..=cuts {
-        let torn = folder.path().join(format!("torn{cut}"));
-        copy_folder(&saved, &torn);
-        let end = from + (to - from) * cut / cuts;
-        let mut bytes = after.clone();
-        bytes[end..].fill(0);
-        let kept = before.len().min(bytes.len());
-        bytes[end.min(kept)..kept].copy_from_slice(&before[end.min(kept)..kept]);
-        fs::write(torn.join("log").join("db"), bytes).expect("a write");
-        let (_storage, mut probe) = open_probe(&torn);
-        let contents = probe.contents().await.expect("an intact log");
-        let last = contents.last.expect("the acknowledged entries").1;
-        assert!(
-            last == 9 || last == 19,
-            "cut {cut} left entries up to {last}"
-        );
-        assert_eq!(contents.entries.len() as u64, last + 1);
-        whole += u32::from(last == 19);
-        fill(&mut probe, last + 1..last + 3).await;
-    }
-    assert!(whole > 0, "the complete file must show the whole batch");
 }
 
 #[tokio::test]

@@ -8,8 +8,8 @@
 //! ```
 //! The shutdown ioctl with the flag "no log flush" drops precisely what no fsync has covered. Nothing
 //! acknowledged may be missing, nothing may be half there, and the store must open. With
-//! `--broken no-fdatasync` the store acknowledges after sled's own flush, and the run succeeds only
-//! if that loss is found: the test of this test.
+//! `--broken no-fdatasync` the store acknowledges without an fdatasync of its journal, and the run
+//! succeeds only if that loss is found: the test of this test.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -62,7 +62,7 @@ struct Arguments {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Broken {
-    /// Acknowledge after sled's flush, which does not reach the disk.
+    /// Acknowledge without an fdatasync of the journal.
     NoFdatasync,
 }
 

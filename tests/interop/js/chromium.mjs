@@ -2,7 +2,7 @@
 
 import { chromium } from 'playwright-core';
 
-export async function launch() {
+export async function launch(more = []) {
   return chromium.launch({
     executablePath: process.env.FLOTILLA_CHROMIUM ?? '/usr/bin/chromium',
     headless: true,
@@ -17,6 +17,7 @@ export async function launch() {
       '--use-fake-device-for-media-stream',
       '--use-fake-ui-for-media-stream',
       '--autoplay-policy=no-user-gesture-required',
+      ...more,
     ],
   });
 }

@@ -1,0 +1,256 @@
+//! The two promises of a takeover, checked packet by packet in the order of the wire.
+//!
+//! **One index, one packet.** A key generation begins with a DTLS handshake of a client's address. An
+//! address that sends no handshake belongs to a session that came with its keys: it continues the
+//! generation in which a media stream of its was last seen (reports do not tell: servers may use one
+//! SSRC for all of theirs). Within a generation no SSRC may have two different
+//! packets of one index (RFC 3711 §9.1); indices of media are estimated as a receiver does it (§3.3.1).
+//!
+//! **No older home after a newer one.** A node that sends protected packets to a client holds it until
+//! another one does. It may send again only in an ICE session that the client began with it afterwards.
+//!
+//! What cannot be seen from outside: a return to an earlier node within one ICE session, as a moved
+//! address would do it, counts as a breach.
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use serde::Serialize;
+
+use super::packet::{Datagram, Hardware, Meaning};
+
+/// Of each kind of breach so many are described; the rest is counted.
+const TOLD_MAX: usize = 20;
+
+/// What the captures of a run showed.
+#[derive(Clone, Default, Debug, Serialize)]
+pub(crate) struct Findings {
+    /// Protected packets from nodes to clients.
+    pub(crate) packets: u64,
+    /// Handshakes seen, so key generations.
+    pub(crate) generations: u64,
+    /// Addresses that continued a generation without a handshake: sessions that moved with their keys.
+    pub(crate) continued: u64,
+    /// Packets of addresses whose generation is not known: their session began before the capture.
+    pub(crate) unattributed: u64,
+    /// Reports too long to be kept whole; their index is not known.
+    pub(crate) unreadable: u64,
+    /// Changes of the node that serves a client.
+    pub(crate) moves: u64,
+    pub(crate) index_reused: u64,
+    pub(crate) older_after_newer: u64,
+    /// The first of them, in words.
+    pub(crate) told: Vec<String>,
+}
+
+impl Findings {
+    /// Whether both promises held.
+    pub(crate) fn hold(&self) -> bool {
+        self.index_reused == 0 && self.older_after_newer == 0
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct Generation(usize);
+
+/// Media and reports of one SSRC have indices of their own.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+enum Stream {
+    Rtp(u32),
+    Rtcp(u32),
+}
+
+/// Which node holds a client.
+struct Tenure {
+    node: Hardware,
+    /// Number of the datagram that began it.
+    since: u64,
+}
+
+/// Feeds on datagrams in order.
+pub(crate) struct Proof {
+    is_node: fn(Ipv4Addr) -> bool,
+    findings: Findings,
+    datagrams: u64,
+    /// Generation of a client's address and the handshake that began it.
+    generations: HashMap<SocketAddrV4, (Generation, Option<[u8; 32]>)>,
+    /// Where a stream to a client was last seen.
+    last_seen: HashMap<(Ipv4Addr, Stream), Generation>,
+    /// Highest index of a media stream.
+    highest: HashMap<(Generation, u32), u64>,
+    /// Digest of each index.
+    digests: HashMap<(Generation, Stream, u64), u64>,
+    /// The ICE session between a client's and a node's address, and when it began.
+    sessions: HashMap<(SocketAddrV4, SocketAddrV4), (String, u64)>,
+    tenures: HashMap<Ipv4Addr, (Tenure, Vec<Hardware>)>,
+}
+
+impl Proof {
+    /// `is_node` tells the addresses of nodes from those of clients.
+    pub(crate) fn new(is_node: fn(Ipv4Addr) -> bool) -> Self {
+        Self {
+            is_node,
+            findings: Findings::default(),
+            datagrams: 0,
+            generations: HashMap::new(),
+            last_seen: HashMap::new(),
+            highest: HashMap::new(),
+            digests: HashMap::new(),
+            sessions: HashMap::new(),
+            tenures: HashMap::new(),
+        }
+    }
+
+    /// What was found.
+    pub(crate) fn findings(self) -> Findings {
+        self.findings
+    }
+
+    /// Takes the next datagram.
+    pub(crate) fn take(&mut self, datagram: &Datagram) {
+        self.datagrams += 1;
+        let down = (self.is_node)(*datagram.from.ip());
+        match (datagram.meaning(), down) {
+            (Meaning::Check(user), false) => self.check(datagram, user),
+            (Meaning::Hello(random), false) => self.hello(datagram.from, random),
+            (Meaning::Rtp { ssrc, sequence }, true) => self.media(datagram, ssrc, sequence),
+            (Meaning::Rtcp { ssrc, index }, true) => self.report(datagram, ssrc, index),
+            (Meaning::Dtls, true) => self.held_by(datagram),
+            _ => {}
+        }
+    }
+
+    fn check(&mut self, datagram: &Datagram, user: String) {
+        let key = (datagram.from, datagram.to);
+        if self
+            .sessions
+            .get(&key)
+            .is_none_or(|(known, _)| *known != user)
+        {
+            self.sessions.insert(key, (user, self.datagrams));
+        }
+    }
+
+    fn hello(&mut self, client: SocketAddrV4, random: [u8; 32]) {
+        let known = self.generations.get(&client);
+        if known.is_some_and(|(_, begun_by)| *begun_by == Some(random)) {
+            return;
+        }
+        let generation = self.begin();
+        self.generations.insert(client, (generation, Some(random)));
+    }
+
+    fn begin(&mut self) -> Generation {
+        self.findings.generations += 1;
+        Generation(usize::try_from(self.findings.generations).unwrap_or(usize::MAX))
+    }
+
+    fn media(&mut self, datagram: &Datagram, ssrc: u32, sequence: u16) {
+        self.findings.packets += 1;
+        self.held_by(datagram);
+        let stream = Stream::Rtp(ssrc);
+        let Some(generation) = self.generation(datagram.to, stream) else {
+            return;
+        };
+        let highest = self
+            .highest
+            .entry((generation, ssrc))
+            .or_insert(u64::from(sequence));
+        let index = estimate(*highest, sequence);
+        *highest = (*highest).max(index);
+        self.note(generation, stream, index, datagram);
+    }
+
+    fn report(&mut self, datagram: &Datagram, ssrc: u32, index: Option<u32>) {
+        self.findings.packets += 1;
+        self.held_by(datagram);
+        let Some(index) = index else {
+            self.findings.unreadable += 1;
+            return;
+        };
+        let stream = Stream::Rtcp(ssrc);
+        if let Some(generation) = self.generation(datagram.to, stream) {
+            self.note(generation, stream, u64::from(index), datagram);
+        }
+    }
+
+    /// The generation of a packet to `client`. An address without a handshake takes the one in which
+    /// the stream, at another address of that client, was seen last.
+    fn generation(&mut self, client: SocketAddrV4, stream: Stream) -> Option<Generation> {
+        let key = (*client.ip(), stream);
+        let generation = match self.generations.get(&client) {
+            Some((generation, _)) => *generation,
+            None => {
+                let known = self.last_seen.get(&key).copied();
+                let Some(continued) = known.filter(|_| matches!(stream, Stream::Rtp(_))) else {
+                    self.findings.unattributed += 1;
+                    return None;
+                };
+                self.findings.continued += 1;
+                self.generations.insert(client, (continued, None));
+                continued
+            }
+        };
+        self.last_seen.insert(key, generation);
+        Some(generation)
+    }
+
+    fn note(&mut self, generation: Generation, stream: Stream, index: u64, datagram: &Datagram) {
+        let digest = datagram.digest();
+        let before = self.digests.insert((generation, stream, index), digest);
+        if before.is_some_and(|before| before != digest) {
+            self.findings.index_reused += 1;
+            self.tell(format!(
+                "{:.3} {} -> {}: {stream:?} index {index} protects a second packet",
+                datagram.at, datagram.from, datagram.to
+            ));
+        }
+    }
+
+    /// Whose the client is, and whether the sender may still send.
+    fn held_by(&mut self, datagram: &Datagram) {
+        let node = datagram.hardware;
+        let now = self.datagrams;
+        let (tenure, earlier) = self
+            .tenures
+            .entry(*datagram.to.ip())
+            .or_insert_with(|| (Tenure { node, since: now }, Vec::new()));
+        if tenure.node == node {
+            return;
+        }
+        let session = self.sessions.get(&(datagram.to, datagram.from));
+        let is_newer = session.is_some_and(|(_, begun)| *begun > tenure.since);
+        if earlier.contains(&node) && !is_newer {
+            self.findings.older_after_newer += 1;
+            self.tell(format!(
+                "{:.3} {} -> {}: a packet of an older home after one of a newer",
+                datagram.at, datagram.from, datagram.to
+            ));
+            return;
+        }
+        let before = std::mem::replace(tenure, Tenure { node, since: now });
+        if !earlier.contains(&before.node) {
+            earlier.push(before.node);
+        }
+        self.findings.moves += 1;
+    }
+
+    fn tell(&mut self, breach: String) {
+        if self.findings.told.len() < TOLD_MAX {
+            self.findings.told.push(breach);
+        }
+    }
+}
+
+/// The index that a receiver gives a sequence number (RFC 3711 §3.3.1), nearest to the highest.
+fn estimate(highest: u64, sequence: u16) -> u64 {
+    let last = (highest & 0xffff) as u16;
+    let step = sequence.wrapping_sub(last).cast_signed();
+    highest
+        .checked_add_signed(i64::from(step))
+        .unwrap_or(u64::from(sequence))
+}
+
+#[cfg(test)]
+#[path = "proof_tests.rs"]
+mod tests;

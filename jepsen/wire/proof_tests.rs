@@ -1,0 +1,169 @@
+//! Each fault that the check is for, planted into a made-up capture, is seen; sound ones pass.
+
+use super::super::packet::tests::{client_hello, datagram, rtcp, rtp, stun};
+use super::*;
+
+fn run(wire: Vec<Datagram>) -> Findings {
+    let mut proof = Proof::new(|address| address.octets()[3] < 100);
+    for datagram in &wire {
+        proof.take(datagram);
+    }
+    proof.findings()
+}
+
+/// The client at `port` connects to a node: an ICE check and, unless it brings keys, a handshake.
+fn connect(node: u8, port: u16, user: &str, handshake: Option<u8>) -> Vec<Datagram> {
+    let mut wire = vec![datagram(0.0, node, port, false, stun(user))];
+    wire.extend(handshake.map(|random| datagram(0.0, node, port, false, client_hello(random))));
+    wire
+}
+
+fn media(node: u8, port: u16, ssrc: u32, sequences: std::ops::Range<u32>) -> Vec<Datagram> {
+    sequences
+        .map(|sequence| {
+            let body = [node, 0, (sequence >> 8) as u8, sequence as u8];
+            datagram(1.0, node, port, true, rtp(ssrc, sequence as u16, &body))
+        })
+        .collect()
+}
+
+#[test]
+fn an_honest_takeover_with_keys_passes() {
+    let wire = [
+        connect(1, 5000, "a:x", Some(1)),
+        media(1, 5000, 7, 65_000..65_600),
+        connect(2, 5001, "b:y", None),
+        media(2, 5001, 7, 66_600..66_700),
+        connect(1, 5002, "c:z", None),
+        media(1, 5002, 7, 67_700..67_800),
+    ];
+    let found = run(wire.concat());
+    assert!(found.hold(), "{found:?}");
+    assert_eq!((found.generations, found.continued, found.moves), (1, 2, 2));
+    assert_eq!((found.unattributed, found.packets), (0, 800));
+}
+
+#[test]
+fn an_honest_takeover_with_a_fresh_handshake_passes() {
+    let wire = [
+        connect(1, 5000, "a:x", Some(1)),
+        media(1, 5000, 7, 0..100),
+        connect(2, 5000, "b:y", Some(2)),
+        media(2, 5000, 7, 0..100),
+    ];
+    let found = run(wire.concat());
+    assert!(found.hold(), "{found:?}");
+    assert_eq!(found.generations, 2);
+}
+
+#[test]
+fn a_taker_that_starts_over_under_the_same_key_is_seen() {
+    let wire = [
+        connect(1, 5000, "a:x", Some(1)),
+        media(1, 5000, 7, 0..100),
+        connect(2, 5001, "b:y", None),
+        media(2, 5001, 7, 90..110),
+    ];
+    let found = run(wire.concat());
+    assert_eq!((found.index_reused, found.older_after_newer), (10, 0));
+    assert!(!found.hold());
+}
+
+#[test]
+fn reuse_on_the_old_address_is_seen_too() {
+    let mut wire = connect(1, 5000, "a:x", Some(1));
+    wire.extend(media(1, 5000, 7, 0..10));
+    wire.push(datagram(2.0, 1, 5000, true, rtp(7, 5, &[9, 9, 9, 9])));
+    assert_eq!(run(wire).index_reused, 1);
+}
+
+#[test]
+fn the_same_packet_again_is_no_reuse() {
+    let mut wire = connect(1, 5000, "a:x", Some(1));
+    wire.extend(media(1, 5000, 7, 0..10));
+    wire.extend(media(1, 5000, 7, 5..6));
+    assert!(run(wire).hold());
+}
+
+#[test]
+fn one_index_of_two_rounds_of_the_sequence_is_no_reuse() {
+    let mut wire = connect(1, 5000, "a:x", Some(1));
+    wire.extend(media(1, 5000, 7, 0..70_000));
+    assert!(run(wire).hold());
+}
+
+#[test]
+fn a_lost_rollover_counter_is_no_new_index() {
+    // Another body under the sequence number that was just sent: the estimate stays in this round.
+    let mut wire = connect(1, 5000, "a:x", Some(1));
+    wire.extend(media(1, 5000, 7, 65_500..65_540));
+    wire.push(datagram(2.0, 1, 5000, true, rtp(7, 65_535, &[9, 9, 9, 9])));
+    assert_eq!(run(wire).index_reused, 1);
+}
+
+#[test]
+fn a_reused_index_of_a_report_is_seen() {
+    let mut wire = connect(1, 5000, "a:x", Some(1));
+    for (index, body) in [(1, [1; 20]), (2, [2; 20]), (2, [3; 20])] {
+        wire.push(datagram(1.0, 1, 5000, true, rtcp(7, index, &body)));
+    }
+    assert_eq!(run(wire).index_reused, 1);
+}
+
+#[test]
+fn an_old_home_that_goes_on_sending_is_seen() {
+    let wire = [
+        connect(1, 5000, "a:x", Some(1)),
+        media(1, 5000, 7, 0..100),
+        connect(2, 5001, "b:y", None),
+        media(2, 5001, 7, 1000..1100),
+        media(1, 5000, 7, 100..103),
+    ];
+    let found = run(wire.concat());
+    assert_eq!((found.older_after_newer, found.index_reused), (3, 0));
+}
+
+#[test]
+fn an_old_home_that_ends_the_transport_late_is_seen() {
+    let mut wire = connect(1, 5000, "a:x", Some(1));
+    wire.extend(media(1, 5000, 7, 0..10));
+    wire.extend(connect(2, 5001, "b:y", None));
+    wire.extend(media(2, 5001, 7, 1000..1010));
+    wire.push(datagram(2.0, 1, 5000, true, vec![21, 0xfe, 0xfd, 0, 1]));
+    assert_eq!(run(wire).older_after_newer, 1);
+}
+
+#[test]
+fn an_address_that_moves_between_nodes_and_an_old_owner_are_told_apart() {
+    // Both nodes use one IP address and one ICE session; only the interfaces differ.
+    let as_node = |node: u8, mut wire: Vec<Datagram>| {
+        for datagram in &mut wire {
+            datagram.hardware = Hardware([2, 0, 0, 0, 0, node]);
+        }
+        wire
+    };
+    let begun = [connect(1, 5000, "a:x", Some(1)), media(1, 5000, 7, 0..100)].concat();
+    let taken = as_node(2, media(1, 5000, 7, 1000..1100));
+    let found = run([begun.clone(), taken.clone()].concat());
+    assert!(found.hold());
+    assert_eq!(found.moves, 1);
+    let woken = media(1, 5000, 7, 100..101);
+    assert_eq!(run([begun, taken, woken].concat()).older_after_newer, 1);
+}
+
+#[test]
+fn a_session_from_before_the_capture_is_not_judged_by_guesses() {
+    let found = run(media(1, 5000, 7, 0..10));
+    assert_eq!((found.unattributed, found.generations), (10, 0));
+    assert!(found.hold());
+}
+
+#[test]
+fn reports_of_a_session_from_before_do_not_pass_for_those_of_a_new_one() {
+    let mut wire = connect(1, 5000, "a:x", Some(1));
+    wire.push(datagram(1.0, 1, 5000, true, rtcp(1, 7, &[1; 20])));
+    wire.push(datagram(1.0, 1, 4000, true, rtcp(1, 7, &[2; 20])));
+    let found = run(wire);
+    assert!(found.hold(), "{found:?}");
+    assert_eq!((found.continued, found.unattributed), (0, 1));
+}
