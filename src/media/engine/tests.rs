@@ -610,6 +610,7 @@ fn unlikely_datagrams_and_commands_do_no_harm() {
             peer: peer(alice),
             role: PeerRole::Single,
             negotiated_channels: false,
+            restore: None,
         },
     ] {
         world.command(0, command);

@@ -81,6 +81,7 @@ pub fn command(session: SessionKey, single: bool, command: Command) -> Vec<engin
             peer: publisher,
             role: PeerRole::Single,
             negotiated_channels,
+            restore: None,
         },
         Command::CreatePeers {
             single: false,
@@ -94,6 +95,7 @@ pub fn command(session: SessionKey, single: bool, command: Command) -> Vec<engin
                 peer,
                 role,
                 negotiated_channels,
+                restore: None,
             })
             .into();
         }
@@ -242,7 +244,9 @@ pub fn event(event: engine_event::Event) -> Option<(PeerId, Event)> {
             track,
             quality,
         } => (peer, Event::QualityWanted { track, quality }),
-        From::AudioLevels { .. } | From::RelayStarted { .. } => return None,
+        From::AudioLevels { .. } | From::RelayStarted { .. } | From::Checkpoint { .. } => {
+            return None;
+        }
     })
 }
 

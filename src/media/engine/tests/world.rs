@@ -97,6 +97,7 @@ impl World {
                 peer,
                 role,
                 negotiated_channels,
+                restore: None,
             },
         );
         index
