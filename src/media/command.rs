@@ -6,6 +6,8 @@ use bytes::Bytes;
 use flotilla_model::id::{BootId, Epoch, NodeId, TrackSid};
 use flotilla_model::track::{Kind, Quality, Track};
 
+use crate::peer::transport::TransportSnapshot;
+
 /// One peer connection, chosen by the shell; unique within a process.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct PeerId(pub u64);
@@ -53,14 +55,21 @@ impl Default for Settings {
     }
 }
 
-/// What a peer connection had at its former home.
+/// What a peer connection had at its former home. The client keeps its end of it: sections, data
+/// channels, and as long as the fingerprint in our description is the same, its DTLS session.
 #[derive(Clone, Debug)]
 pub struct Restore {
-    /// DTLS session.
-    pub transport: Option<crate::peer::transport::TransportSnapshot>,
-    /// Last offer and answer.
+    /// The DTLS session with its indices. `None`: the keys are not at hand; the connection starts
+    /// with a handshake under a certificate that the client has not seen
+    /// (`EngineConfig::fresh_certificate`), because a client keeps its old session as long as the
+    /// fingerprint is the same.
+    pub transport: Option<TransportSnapshot>,
+    /// Last offer and answer that client and former home agreed on for this connection. v0
+    /// subscriber: the server's offer, the client's answer; v1: the client's offer, the server's
+    /// answer. `None` for a v0 publisher, whose next offer says everything, or if nothing was
+    /// agreed on yet.
     pub descriptions: Option<(String, String)>,
-    /// Data channels.
+    /// Data channels that are open at the client, with their SCTP stream ids.
     pub channels: Vec<(Channel, u16)>,
 }
 
@@ -76,8 +85,15 @@ pub enum Command {
         /// v1 clients of protocol 18 and up negotiate data channels by fixed id (100 reliable, 101
         /// lossy, 102 data track) instead of in-band.
         negotiated_channels: bool,
-        /// It goes on from another node's.
+        /// The client has this peer connection already, with a node that no longer serves it.
+        /// Nothing is offered to a v0 subscriber before [`Command::RestartIce`] then.
         restore: Option<Box<Restore>>,
+    },
+    /// Reports at once what another node needs to continue a peer connection
+    /// ([`crate::event::Event::Checkpoint`]); nothing happens before it is connected.
+    Export {
+        /// Which.
+        peer: PeerId,
     },
     /// Ends a peer connection: its tracks, subscriptions and memory.
     ClosePeer {

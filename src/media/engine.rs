@@ -14,6 +14,7 @@
 //! peer whose client misbehaves fails alone.
 
 mod addresses;
+mod checkpoint;
 mod commands;
 mod peer;
 mod schedule;
@@ -23,7 +24,7 @@ mod wire;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use flotilla_model::id::{BootId, NodeId};
 use rand::{RngCore as _, SeedableRng as _};
@@ -66,10 +67,16 @@ pub struct EngineConfig {
     pub relay_secret: [u8; 32],
     /// Certificate of the whole cluster.
     pub certificate: Arc<Certificate>,
+    /// A certificate that no client has seen from another node: to begin a new DTLS session where the
+    /// keys of the former one are not at hand. [`EngineConfig::new`] sets the cluster's, with which
+    /// such clients stay silent.
+    pub fresh_certificate: Arc<Certificate>,
     /// Addresses of the shard's socket as clients see them, best first.
     pub candidates: Vec<SocketAddr>,
     /// Seed of everything random; to be drawn from the operating system.
     pub seed: [u8; 32],
+    /// How long a connection's checkpoint may be out of date, while packets come.
+    pub checkpoint_interval: Duration,
     /// How long a peer may be silent.
     pub timeouts: IceTimeouts,
     /// Limits of data channels.
@@ -98,9 +105,11 @@ impl EngineConfig {
             boot,
             shard: 0,
             relay_secret,
+            fresh_certificate: certificate.clone(),
             certificate,
             candidates,
             seed,
+            checkpoint_interval: Duration::from_secs(1),
             timeouts: IceTimeouts::default(),
             data: DataLimits::default(),
             peers_max: 10_000,
@@ -298,6 +307,9 @@ impl Engine {
         let peer = self.peers.get_mut(&id).ok_or(Discard::UnknownPeer)?;
         let receiver = peer.transport.receiver().ok_or(Discard::NotConnected)?;
         let len = receiver.unprotect_rtp(bytes)?;
+        if receiver.take_news() {
+            self.hasten_checkpoint(now, id);
+        }
         let mut wire = PeerWire::new(&mut self.peers, &mut self.transmits);
         let _ = self
             .router
@@ -354,6 +366,7 @@ impl Engine {
     fn advance(&mut self, now: Instant, id: PeerId) {
         self.take_transport_events(now, id);
         self.negotiate(now, id);
+        self.checkpoint_if_due(now, id);
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
@@ -367,6 +380,7 @@ impl Engine {
             is_backed_up.then_some(now),
             peer.transport.deadline(),
             peer.negotiation.deadline(),
+            peer.checkpoint.due,
         ];
         if let Some(at) = deadline.into_iter().flatten().min()
             && peer.set_scheduled(at)
@@ -384,7 +398,11 @@ impl Engine {
             match event {
                 TransportEvent::Connected => {
                     self.router.peer_connected(now, id);
+                    if self.peers.get(&id).is_some_and(|peer| peer.is_restored) {
+                        self.router.hurry_key_frames(now, id);
+                    }
                     self.push_event(Event::Connected { peer: id });
+                    self.checkpoint(now, id);
                 }
                 TransportEvent::Failed(reason) => {
                     self.push_event(Event::Failed { peer: id, reason });

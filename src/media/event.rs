@@ -7,6 +7,7 @@ use flotilla_model::id::{NodeId, TrackSid};
 use flotilla_model::track::{Quality, TrackCodec};
 
 use crate::command::{Channel, PeerId};
+use crate::peer::transport::TransportSnapshot;
 
 /// Something that happened.
 #[derive(Clone, Debug)]
@@ -125,12 +126,14 @@ pub enum Event {
         /// Best quality; `Off`: nobody watches.
         quality: Quality,
     },
-    /// Checkpoint.
+    /// What another node needs to continue this peer connection: when it connects, when something new
+    /// appears (an SSRC, a rollover of a sequence number), and at least every
+    /// `EngineConfig::checkpoint_interval` while packets come. Holds keys.
     Checkpoint {
-        /// Which.
+        /// Which peer.
         peer: PeerId,
-        /// What.
-        snapshot: Box<crate::peer::transport::TransportSnapshot>,
+        /// Its transport.
+        snapshot: Box<TransportSnapshot>,
     },
     /// A relay started to carry packets, for the admin view.
     RelayStarted {

@@ -264,7 +264,7 @@ impl Node {
             serve_cluster_port(&mut tasks, ports.cluster, &channels, &group, service);
         member.join(&joined).await?;
 
-        let engine = EngineConfig::new(
+        let mut engine = EngineConfig::new(
             id,
             boot,
             enroll::derive(&secret, "media relays"),
@@ -276,6 +276,7 @@ impl Node {
                 .collect(),
             [0; 32],
         );
+        engine.fresh_certificate = Arc::new(Certificate::generate()?);
         let (shards, shard_events) = Shards::start(ports.media, &engine, &metrics)?;
         let shards = Arc::new(shards);
         let relay_addresses = shards

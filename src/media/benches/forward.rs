@@ -205,6 +205,7 @@ fn receive_section() -> ReceiveSection {
         },
         rids: vec![],
         ssrcs: vec![(1_000, Some(1_001))],
+        learned: vec![],
         feedback: Feedback {
             nack: true,
             pli: true,

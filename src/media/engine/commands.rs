@@ -7,7 +7,7 @@ use flotilla_model::id::{Epoch, TrackSid};
 use flotilla_model::track::Track;
 
 use super::Engine;
-use super::peer::Peer;
+use super::peer::{Peer, Plan};
 use crate::command::{Channel, Command, PeerId, PeerRole, Settings};
 use crate::discard::Discard;
 use crate::event::Event;
@@ -20,10 +20,16 @@ impl Engine {
                 peer,
                 role,
                 negotiated_channels,
-                restore: _,
+                restore,
             } => {
-                self.create_peer(now, peer, role, negotiated_channels);
+                let plan = Plan {
+                    role,
+                    negotiated_channels,
+                    restore,
+                };
+                self.create_peer(now, peer, plan);
             }
+            Command::Export { peer } => self.checkpoint(now, peer),
             Command::ClosePeer { peer } => self.close_peer(now, peer),
             Command::Offer { peer, id, sdp } => self.take_offer(now, peer, id, &sdp),
             Command::Answer { peer, id, sdp } => self.take_answer(now, peer, id, &sdp),
@@ -72,7 +78,7 @@ impl Engine {
         }
     }
 
-    fn create_peer(&mut self, now: Instant, id: PeerId, role: PeerRole, negotiated_channels: bool) {
+    fn create_peer(&mut self, now: Instant, id: PeerId, plan: Plan) {
         if self.peers.contains_key(&id) {
             tracing::warn!(peer = id.0, "a peer was created twice");
             return;
@@ -82,7 +88,13 @@ impl Engine {
             self.push_event(Event::Failed { peer: id, reason });
             return;
         }
-        let peer = Peer::new(now, &self.config, role, negotiated_channels, &mut self.rng);
+        let peer = match Peer::new(now, &self.config, plan, &mut self.rng) {
+            Ok(peer) => peer,
+            Err(reason) => {
+                self.push_event(Event::Failed { peer: id, reason });
+                return;
+            }
+        };
         self.ufrags
             .insert(peer.transport.local_credentials().ufrag.clone(), id);
         self.peers.insert(id, Box::new(peer));
@@ -156,9 +168,12 @@ impl Engine {
             return;
         };
         if peer.role == PeerRole::Subscriber {
-            peer.transport.restart_ice(now, &mut self.rng);
-            self.ufrags
-                .insert(peer.transport.local_credentials().ufrag.clone(), id);
+            // Credentials that no client has seen are as good as new.
+            if !peer.is_restored || peer.negotiation.has_offered() {
+                peer.transport.restart_ice(now, &mut self.rng);
+                self.ufrags
+                    .insert(peer.transport.local_credentials().ufrag.clone(), id);
+            }
             peer.negotiation.restart(now);
             self.advance(now, id);
         }
@@ -239,7 +254,9 @@ impl Engine {
             return;
         }
         let known = self.tracks.get(&track);
-        if let Some((kind, format)) = known.and_then(|entry| Some((entry.kind?, entry.format)))
+        let known = known.and_then(|entry| Some((entry.kind?, entry.format)));
+        let assumed = || Some((peer.negotiation.assumed_kind(&track)?, None));
+        if let Some((kind, format)) = known.or_else(assumed)
             && !peer
                 .negotiation
                 .subscribe(now, &track, &stream, kind, format)

@@ -8,16 +8,42 @@ use rand::Rng;
 
 use super::EngineConfig;
 use super::addresses::Addresses;
-use crate::command::{PeerId, PeerRole};
-use crate::peer::negotiation::{Local, Negotiation, Offer, Written};
+use crate::command::{PeerId, PeerRole, Restore};
+use crate::peer::negotiation::{self, Local, Negotiation, Offer, Written};
 use crate::peer::sctp::ChannelPlan;
-use crate::peer::transport::{RemoteError, RemoteParameters, Setup, Transport, TransportConfig};
+use crate::peer::transport::{
+    Progress, RemoteError, RemoteParameters, Setup, Skip, Transport, TransportConfig,
+};
 
 /// Source addresses remembered per peer: interfaces times address families, and those before a
 /// network change.
 const ADDRESSES_MAX: usize = 16;
 /// SCTP's port inside DTLS, by convention.
 const SCTP_PORT: u16 = 5000;
+/// How far a session that comes from another node continues beyond its checkpoint: more than the old
+/// home can send while it has not noticed. Clients refuse record numbers that they have seen. SRTCP
+/// has new SSRCs besides.
+const SKIP: Skip = Skip {
+    records: 1 << 24,
+    rtcp: 1 << 16,
+};
+
+/// What a peer is made from.
+pub(super) struct Plan {
+    pub(super) role: PeerRole,
+    pub(super) negotiated_channels: bool,
+    pub(super) restore: Option<Box<Restore>>,
+}
+
+/// When a peer's state is reported.
+#[derive(Default)]
+pub(super) struct Checkpoint {
+    /// The last one, and how far the traffic was.
+    pub(super) made: Option<(Instant, Progress)>,
+    pub(super) due: Option<Instant>,
+    /// Due because of something that the progress may not show.
+    pub(super) is_urgent: bool,
+}
 
 pub(super) struct Peer {
     pub(super) role: PeerRole,
@@ -25,21 +51,26 @@ pub(super) struct Peer {
     pub(super) negotiation: Negotiation,
     /// Entries in the address table, oldest first.
     addresses: Vec<SocketAddr>,
+    /// Continues a connection from another node.
+    pub(super) is_restored: bool,
+    pub(super) checkpoint: Checkpoint,
     /// The schedule's entry that counts.
     scheduled: Option<Instant>,
 }
 
 impl Peer {
+    /// # Errors
+    /// Why a connection cannot be continued.
     pub(super) fn new(
         now: Instant,
         config: &EngineConfig,
-        role: PeerRole,
-        negotiated_channels: bool,
+        plan: Plan,
         rng: &mut impl Rng,
-    ) -> Self {
+    ) -> Result<Self, &'static str> {
+        let role = plan.role;
         let channels = match role {
             PeerRole::Subscriber => ChannelPlan::Server,
-            PeerRole::Single if negotiated_channels => ChannelPlan::Negotiated,
+            PeerRole::Single if plan.negotiated_channels => ChannelPlan::Negotiated,
             PeerRole::Single | PeerRole::Publisher => ChannelPlan::Client,
         };
         let transport = TransportConfig {
@@ -48,13 +79,27 @@ impl Peer {
             channels,
             data: config.data,
         };
-        Self {
+        let is_restored = plan.restore.is_some();
+        let (transport, negotiation) = match plan.restore {
+            None => {
+                let negotiation = Negotiation::new(now, role, config.limits, rng);
+                (Transport::new(&transport, rng), negotiation)
+            }
+            Some(restore) => {
+                let negotiation = continue_negotiation(now, config, role, &restore, rng)?;
+                let transport = continue_transport(now, config, transport, role, &restore, rng);
+                (transport, negotiation)
+            }
+        };
+        Ok(Self {
             role,
-            transport: Transport::new(&transport, rng),
-            negotiation: Negotiation::new(now, role, config.limits, rng),
+            transport,
+            negotiation,
             addresses: Vec::new(),
+            is_restored,
+            checkpoint: Checkpoint::default(),
             scheduled: None,
-        }
+        })
     }
 
     /// Takes an offer over: transport first, as the answer carries its credentials.
@@ -160,12 +205,72 @@ impl Peer {
     }
 }
 
+/// A connection's sections as its client has them.
+fn continue_negotiation(
+    now: Instant,
+    config: &EngineConfig,
+    role: PeerRole,
+    restore: &Restore,
+    rng: &mut impl Rng,
+) -> Result<Negotiation, &'static str> {
+    let used = restore.transport.as_ref().map_or(&[][..], |t| t.sent());
+    let mut continued = |descriptions| {
+        Negotiation::restore(now, role, config.limits, descriptions, used, &mut *rng)
+    };
+    let descriptions = restore
+        .descriptions
+        .as_ref()
+        .map(|(offer, answer)| (offer.as_str(), answer.as_str()));
+    continued(descriptions).or_else(|refusal| {
+        tracing::warn!(%refusal, "a client's former descriptions cannot be used");
+        match role {
+            // Its next offer says everything but which track was on which section.
+            PeerRole::Single | PeerRole::Publisher => continued(None).ok(),
+            // It would refuse an offer that does not begin with the sections it has.
+            PeerRole::Subscriber => None,
+        }
+        .ok_or("the client's former descriptions cannot be continued")
+    })
+}
+
+/// A connection's transport: continued with its keys, or with a handshake.
+fn continue_transport(
+    now: Instant,
+    config: &EngineConfig,
+    mut transport: TransportConfig,
+    role: PeerRole,
+    restore: &Restore,
+    rng: &mut impl Rng,
+) -> Transport {
+    let imported = restore.transport.as_ref().and_then(|snapshot| {
+        Transport::import(now, &transport, snapshot, SKIP, rng)
+            .inspect_err(|reason| tracing::warn!(?reason, "a session's keys cannot be used"))
+            .ok()
+    });
+    let mut continued = imported.unwrap_or_else(|| {
+        let seen = restore
+            .descriptions
+            .as_ref()
+            .and_then(|(offer, answer)| negotiation::shown_fingerprint(role, offer, answer));
+        // The client begins a handshake only if it is shown another certificate than before.
+        if seen != Some(config.fresh_certificate.fingerprint()) {
+            transport.certificate = config.fresh_certificate.clone();
+        }
+        Transport::new(&transport, rng)
+    });
+    // Without channels a client that opens them itself has no association yet, or begins one.
+    if !restore.channels.is_empty() || transport.channels != ChannelPlan::Client {
+        continued.revive_channels(&restore.channels);
+    }
+    continued
+}
+
 fn local<'a>(transport: &'a Transport, config: &'a EngineConfig) -> Local<'a> {
     let credentials = transport.local_credentials();
     Local {
         ufrag: &credentials.ufrag,
         pwd: &credentials.pwd,
-        fingerprint: config.certificate.fingerprint(),
+        fingerprint: transport.shown(),
         candidates: &config.candidates,
         sctp_port: SCTP_PORT,
         message_bytes_max: config.data.message_bytes_max as u64,

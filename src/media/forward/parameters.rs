@@ -92,6 +92,8 @@ pub struct ReceiveSection {
     /// Declared SSRCs (`a=ssrc`) with their repair SSRC (`a=ssrc-group:FID`), lowest layer first
     /// (`a=ssrc-group:SIM`); empty when streams are identified by rid.
     pub ssrcs: Vec<(u32, Option<u32>)>,
+    /// Streams that were identified by rid before, here or at another node: rid, SSRC, repair SSRC.
+    pub learned: Vec<(String, u32, Option<u32>)>,
     /// RTCP feedback.
     pub feedback: Feedback,
 }

@@ -295,6 +295,41 @@ impl Router {
         self.timers.hurry();
     }
 
+    /// A peer that was another node's can be reached: the layers it published there and that somebody
+    /// wants are asked for key frames before their first packet is here, and what it receives is
+    /// asked for again, however recently others asked.
+    pub fn hurry_key_frames(&mut self, now: Instant, peer_id: PeerId) {
+        let Some(peer) = self.peers.get_mut(&peer_id) else {
+            return;
+        };
+        for (ssrc, binding) in peer.demux.media_streams() {
+            let track = peer.demux.sections()[binding.section].track;
+            let track = self.tracks.get_mut(track);
+            let layer = track
+                .filter(|t| t.kind == Kind::Video && t.source == TrackSource::Local(peer_id))
+                .and_then(|track| track.layers.get_mut(binding.layer));
+            if let Some(layer) = layer.filter(|layer| layer.stream.ssrc == 0) {
+                // If it does not arrive, those that do tell.
+                layer.stream.ssrc = ssrc;
+                layer.is_live = true;
+                peer.any_ssrc = ssrc;
+            }
+        }
+        for (_, track) in &mut self.tracks {
+            if track.subscription_mut(peer_id).is_some() {
+                for layer in &mut track.layers {
+                    layer.stream.key_frames.hasten();
+                }
+            }
+            if track.source == TrackSource::Local(peer_id)
+                || track.find_subscription(peer_id).is_ok()
+            {
+                track.select(now);
+            }
+        }
+        self.timers.hurry();
+    }
+
     /// A peer is gone: its tracks lose their source, its subscriptions end.
     pub fn remove_peer(&mut self, now: Instant, peer: PeerId) {
         self.peers.remove(&peer);

@@ -14,6 +14,7 @@ mod certificate;
 mod flight;
 mod hello;
 mod record;
+mod snapshot;
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -32,6 +33,8 @@ use rtc_shared::TransportProtocol;
 use rtc_shared::error::Error;
 
 pub use certificate::{Certificate, CertificateError, Fingerprint};
+pub use snapshot::DtlsSnapshot;
+
 use flight::Flight;
 use record::{Content, Reassembly, Record};
 
@@ -79,31 +82,6 @@ enum Phase {
     Closed,
 }
 
-/// An established session that can continue elsewhere. It holds the master secret: never to be
-/// written in the clear.
-#[derive(Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct DtlsSnapshot(Vec<u8>);
-
-impl DtlsSnapshot {
-    /// The bytes, of rtc-dtls's own format.
-    #[must_use]
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-
-    /// From bytes that [`DtlsSnapshot::as_bytes`] gave.
-    #[must_use]
-    pub fn from_bytes(bytes: Vec<u8>) -> Self {
-        Self(bytes)
-    }
-}
-
-impl std::fmt::Debug for DtlsSnapshot {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "DtlsSnapshot({} bytes)", self.0.len())
-    }
-}
-
 /// One connection's DTLS.
 pub(super) struct Dtls {
     certificate: Arc<Certificate>,
@@ -119,6 +97,9 @@ pub(super) struct Dtls {
     /// Data of a client that is not verified yet.
     held: Vec<Bytes>,
     give_up: Option<Instant>,
+    /// The session since it is established, and the number of its next record.
+    session: Option<DtlsSnapshot>,
+    sequence: u64,
     transmits: VecDeque<Bytes>,
     events: VecDeque<DtlsEvent>,
 }
@@ -136,6 +117,8 @@ impl Dtls {
             late_handshakes: 0,
             held: Vec::new(),
             give_up: None,
+            session: None,
+            sequence: 0,
             transmits: VecDeque::new(),
             events: VecDeque::new(),
         }
@@ -149,9 +132,11 @@ impl Dtls {
         snapshot: &DtlsSnapshot,
         skip: u32,
     ) -> Result<Self, Discard> {
+        let session = snapshot.skip(skip);
+        let bytes = session.write().ok_or(Discard::LimitReached)?;
         let mut state = State::new(certificate.provider(), false);
         let restored = contain("dtls", || {
-            aligned(&snapshot.0, |bytes| state.unmarshal_binary(bytes).is_ok()).then_some(state)
+            state.unmarshal_binary(&bytes).is_ok().then_some(state)
         });
         let state = restored
             .map_err(|_| Discard::DtlsRefused)?
@@ -162,25 +147,25 @@ impl Dtls {
         endpoint
             .connect(now, PEER, config, Some(state))
             .map_err(|_| Discard::Malformed)?;
-        // There is no setter for the number: records are made and thrown away, about 0.5 us each.
-        for _ in 0..skip {
-            endpoint
-                .write(now, PEER, &[0])
-                .map_err(|_| Discard::Malformed)?;
-            while endpoint.poll_transmit().is_some() {}
-        }
         let mut this = Self::new(certificate);
         this.phase = Phase::Connected(Box::new(endpoint));
+        this.fingerprint = Some(session.client());
+        this.sequence = session.sequence();
+        this.session = Some(session);
         Ok(this)
     }
 
     /// The session as it is now; `None` before the handshake is through.
     pub(super) fn export(&self) -> Option<DtlsSnapshot> {
-        let Phase::Connected(endpoint) = &self.phase else {
+        if !self.is_connected() {
             return None;
-        };
-        let state = endpoint.get_connection_state(PEER)?;
-        state.marshal_binary().ok().map(DtlsSnapshot)
+        }
+        Some(self.session.as_ref()?.at(self.sequence))
+    }
+
+    /// Number of the next record.
+    pub(super) const fn sequence(&self) -> u64 {
+        self.sequence
     }
 
     /// SRTP in both directions; `None` if not connected or the client did not ask for SRTP.
@@ -333,6 +318,10 @@ impl Dtls {
         while let Some(transmit) = endpoint.poll_transmit() {
             sent.push(transmit.message.freeze());
         }
+        for datagram in &sent {
+            let after = snapshot::sequence_after(datagram);
+            self.sequence = self.sequence.max(after.unwrap_or(0));
+        }
         if handshaking && !sent.is_empty() {
             self.flight.begin(now, &sent);
         }
@@ -406,6 +395,12 @@ impl Dtls {
             return;
         }
         if let Phase::Unverified(endpoint) = std::mem::replace(&mut self.phase, Phase::Closed) {
+            self.session = endpoint
+                .get_connection_state(PEER)
+                .and_then(|state| state.marshal_binary().ok())
+                .and_then(|bytes| DtlsSnapshot::read(&bytes, expected));
+            let sent = self.session.as_ref().map_or(0, DtlsSnapshot::sequence);
+            self.sequence = self.sequence.max(sent);
             self.phase = Phase::Connected(endpoint);
             self.events.push_back(DtlsEvent::Connected);
             self.events.extend(self.held.drain(..).map(DtlsEvent::Data));
@@ -428,7 +423,10 @@ impl Dtls {
             .write(now, PEER, data)
             .map_err(|_| Discard::NotConnected)?;
         while let Some(transmit) = endpoint.poll_transmit() {
-            self.transmits.push_back(transmit.message.freeze());
+            let datagram = transmit.message.freeze();
+            let after = snapshot::sequence_after(&datagram);
+            self.sequence = self.sequence.max(after.unwrap_or(0));
+            self.transmits.push_back(datagram);
         }
         Ok(())
     }
@@ -472,14 +470,4 @@ impl Dtls {
             self.fail("the DTLS handshake took too long");
         }
     }
-}
-
-/// Calls `read` with a copy of `bytes` that begins at a multiple of 16, as the state's format needs.
-fn aligned<T>(bytes: &[u8], read: impl FnOnce(&[u8]) -> T) -> T {
-    const ALIGN: usize = 16;
-    let mut buffer = vec![0; bytes.len() + ALIGN];
-    let start = buffer.as_ptr().align_offset(ALIGN).min(ALIGN);
-    let copy = &mut buffer[start..start + bytes.len()];
-    copy.copy_from_slice(bytes);
-    read(copy)
 }

@@ -3,7 +3,8 @@
 //! The engine feeds offers, answers, publications and subscriptions; it gets back descriptions to
 //! send, wishes ([`Due`]) and the sections that the router receives on and sends on. In v1 and for a
 //! v0 publisher the client offers (`answer.rs`); to a v0 subscriber the engine offers (`offer.rs`).
-//! Published tracks find their sections in `publish.rs`. One value per peer, owned by the engine.
+//! Published tracks find their sections in `publish.rs`; connections that had another home begin in
+//! `restore.rs`. One value per peer, owned by the engine.
 //!
 //! ```text
 //! Subscribe ─► wanted ─► free section of its kind ─► next description carries it ─► router sends
@@ -17,6 +18,7 @@
 mod answer;
 mod offer;
 mod publish;
+mod restore;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -33,6 +35,7 @@ use crate::peer::sdp::extension::Extension;
 use crate::peer::sdp::{Direction, Media, Msid, ParseError, Setup};
 
 pub use answer::Offer;
+pub use restore::shown_fingerprint;
 
 use publish::{Publication, Receive};
 
@@ -240,6 +243,12 @@ pub struct Negotiation {
     outstanding: Option<offer::Outstanding>,
     /// Publications wait for the time when they may take any section of their kind.
     bind_at: Option<Instant>,
+    /// Continues another node's connection and waits for the client to be back.
+    is_held: bool,
+    /// Until then tracks that another node sent keep their sections without a subscription.
+    claim_by: Option<Instant>,
+    /// SSRCs that another node sent under with this connection's keys.
+    used_elsewhere: Vec<u32>,
 }
 
 impl Negotiation {
@@ -259,6 +268,9 @@ impl Negotiation {
             next_offer: rng.random_range(1..=256),
             outstanding: None,
             bind_at: None,
+            is_held: false,
+            claim_by: None,
+            used_elsewhere: Vec::new(),
         };
         if role == PeerRole::Subscriber {
             negotiation.sections.push(offer::data_section());
@@ -286,6 +298,8 @@ impl Negotiation {
             stream.clone_into(&mut wanted.stream);
             wanted.format = format.or(wanted.format);
             wanted.refused = false;
+            // A restored section may have been of another kind.
+            wanted.kind = kind;
         } else if self.wanted.len() < self.limits.tracks_max {
             self.wanted.push(Wanted {
                 track: track.clone(),
@@ -296,6 +310,13 @@ impl Negotiation {
             });
         } else {
             return false;
+        }
+        for section in &mut self.sections {
+            if section.media.kind() != Some(kind)
+                && matches!(&section.slot, Slot::Bound(assignment) if assignment.track == *track)
+            {
+                section.slot = Slot::Draining;
+            }
         }
         if !self.is_assigned(track) {
             self.gather(now);
@@ -324,6 +345,7 @@ impl Negotiation {
     /// What is wanted now, if anything. To be called until `None` whenever the peer's deadline has
     /// come and after every other call.
     pub fn poll_due(&mut self, now: Instant) -> Option<Due> {
+        self.release_unclaimed(now);
         if self.bind_at.is_some_and(|at| at <= now) {
             self.bind_at = None;
             if self.bind(now) {
@@ -346,7 +368,7 @@ impl Negotiation {
             self.requested = None;
             self.negotiate_at = Some(now);
         }
-        if self.negotiate_at.is_none_or(|at| at > now) {
+        if self.is_held || self.negotiate_at.is_none_or(|at| at > now) {
             return None;
         }
         match self.role {
@@ -363,6 +385,7 @@ impl Negotiation {
     /// When to call [`Self::poll_due`] next.
     pub fn deadline(&self) -> Option<Instant> {
         let negotiate_at = match self.role {
+            _ if self.is_held => None,
             // Nothing can be done before the answer is here or its time is up.
             PeerRole::Subscriber if self.outstanding.is_some() => None,
             // Before the first offer there is nothing to ask for.
@@ -372,6 +395,7 @@ impl Negotiation {
         [
             negotiate_at,
             self.bind_at,
+            self.claim_by,
             self.outstanding.as_ref().map(|offer| offer.until),
             self.requested.as_ref().map(|requested| requested.until),
         ]
@@ -497,7 +521,7 @@ impl Negotiation {
                     .as_ref()
                     .is_some_and(|receive| receive.uses(ssrc))
             });
-            if !is_used {
+            if !is_used && !self.used_elsewhere.contains(&ssrc) {
                 return ssrc;
             }
         }

@@ -1,12 +1,14 @@
 //! Data channels: rtc-sctp carries the messages, rtc-datachannel's DCEP names the channels.
 //!
 //! The transport feeds decrypted packets and encrypts what is polled. The client opens the
-//! association; who opens the channels is the [`ChannelPlan`]. What is sent waits in a bounded queue
+//! association, unless it continues one of another node (`revival`); who opens the channels is the
+//! [`ChannelPlan`]. What is sent waits in a bounded queue
 //! per channel in front of the library, which itself gets only as much as it can soon send.
 //! RFC 8831, RFC 8832, RFC 9260.
 
 mod channel;
 mod packet;
+mod revival;
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -34,6 +36,7 @@ use crate::command::Channel;
 use crate::discard::Discard;
 use crate::peer::contain::contain;
 use channel::{Outgoing, label, labelled};
+use revival::Revival;
 
 /// Who opens the data channels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -115,6 +118,8 @@ pub(super) struct Sctp {
     endpoint: Endpoint,
     current: Option<Session>,
     pending: VecDeque<Session>,
+    /// The client's association is to be begun anew from here.
+    revival: Option<Revival>,
     outgoing: [Outgoing; 3],
     transmits: VecDeque<Bytes>,
     events: VecDeque<SctpEvent>,
@@ -124,15 +129,7 @@ pub(super) struct Sctp {
 
 impl Sctp {
     pub(super) fn new(plan: ChannelPlan, limits: DataLimits) -> Self {
-        // The peer may be gone for the length of an ICE restart; the library counts expiries of a
-        // timer that doubles from about a second.
-        let timers = TimerConfig {
-            max_t3_rtx_retrans: 12,
-            ..TimerConfig::default()
-        };
-        let transport = TransportConfig::default()
-            .with_max_message_size(u32::try_from(limits.message_bytes_max).unwrap_or(u32::MAX))
-            .with_timer_config(timers);
+        let transport = transport_config(&limits);
         let endpoint = Endpoint::new(
             PEER,
             TransportProtocol::UDP,
@@ -146,6 +143,7 @@ impl Sctp {
             endpoint,
             current: None,
             pending: VecDeque::new(),
+            revival: None,
             outgoing,
             transmits: VecDeque::new(),
             events: VecDeque::new(),
@@ -233,6 +231,7 @@ impl Sctp {
         let sessions = self.current.iter().chain(&self.pending);
         sessions
             .filter_map(|session| session.association.poll_timeout())
+            .chain(self.revival.as_ref().and_then(Revival::deadline))
             .min()
     }
 
@@ -246,6 +245,7 @@ impl Sctp {
                 Ok(())
             }
         });
+        self.repeat_handshake(now);
         // Both outcomes are final here: a packet's sender would be told why, time is not.
         let _ = match due {
             Ok(()) => self.drive(now),
@@ -297,8 +297,17 @@ impl Sctp {
             self.forget(&other);
         }
         self.close_channels();
+        let revived = self
+            .revival
+            .take()
+            .filter(|revival| revival.is_by(session.handle))
+            .map(|revival| revival.channels())
+            .filter(|channels| !channels.is_empty());
         self.current = Some(session);
-        self.open_channels(now);
+        match revived {
+            Some(channels) => self.open_agreed(&channels),
+            None => self.open_channels(now),
+        }
     }
 
     fn collect_pending(&mut self, now: Instant) {
@@ -306,7 +315,11 @@ impl Sctp {
         let mut broken = false;
         for session in &mut self.pending {
             let association = &mut session.association;
+            let before = transmits.len();
             broken |= contain("sctp", || collect(now, association, transmits)).is_err();
+            if let Some(revival) = &mut self.revival {
+                revival.sent(now, session.handle, transmits.range(before..));
+            }
         }
         // Those that failed stay until newer ones push them out: before the client's confirmation the
         // library calls the good ones closed as well.
@@ -333,11 +346,8 @@ impl Sctp {
         match self.plan {
             ChannelPlan::Client => {}
             ChannelPlan::Negotiated => {
-                for (channel, id) in CHANNELS.into_iter().zip([100, 101, 102]) {
-                    self.open_stream(channel, id);
-                    self.outgoing[channel as usize].confirm();
-                    self.events.push_back(SctpEvent::Open(channel));
-                }
+                let ids = CHANNELS.into_iter().zip([100, 101, 102]);
+                self.open_agreed(&ids.collect::<Vec<_>>());
             }
             // Odd ids are the DTLS server's.
             ChannelPlan::Server => {
@@ -361,6 +371,14 @@ impl Sctp {
                     }
                 }
             }
+        }
+    }
+
+    /// Opens channels that both sides know of.
+    fn open_agreed(&mut self, channels: &[(Channel, u16)]) {
+        for (channel, id) in channels {
+            self.open_stream(*channel, *id);
+            self.confirm(*channel);
         }
     }
 
@@ -518,6 +536,18 @@ impl Sctp {
     fn close_channels(&mut self) {
         self.outgoing.iter_mut().for_each(Outgoing::close);
     }
+}
+
+fn transport_config(limits: &DataLimits) -> TransportConfig {
+    // The peer may be gone for the length of an ICE restart; the library counts expiries of a timer
+    // that doubles from about a second.
+    let timers = TimerConfig {
+        max_t3_rtx_retrans: 12,
+        ..TimerConfig::default()
+    };
+    TransportConfig::default()
+        .with_max_message_size(u32::try_from(limits.message_bytes_max).unwrap_or(u32::MAX))
+        .with_timer_config(timers)
 }
 
 fn write_dcep(now: Instant, association: &mut Association, id: u16, message: &Message) {

@@ -82,6 +82,8 @@ pub struct SrtpSender {
     streams: Streams<Window>,
     /// Last SRTCP index used; one count for all SSRCs is as good as one for each.
     rtcp_index: u32,
+    /// SSRCs that another node used with this key, which are never used here.
+    forbidden: Vec<u32>,
 }
 
 impl SrtpSender {
@@ -91,6 +93,7 @@ impl SrtpSender {
             cipher: Cipher::new(&SessionKeys::derive(profile, key, salt)?)?,
             streams: Streams::new(SEND_STREAMS_MAX),
             rtcp_index: 0,
+            forbidden: Vec::new(),
         })
     }
 
@@ -104,7 +107,10 @@ impl SrtpSender {
         if buf.len() < len + self.cipher.rtp_overhead() {
             return None;
         }
-        let window = self.streams.get_or_insert(head.ssrc)?;
+        let forbidden = &self.forbidden;
+        let window = self
+            .streams
+            .get_or_insert(head.ssrc, || forbidden.contains(&head.ssrc))?;
         let index = window.index_to_send(head.sequence)?;
         if !window.accept(index) {
             return None;
@@ -123,7 +129,10 @@ impl SrtpSender {
         if buf.len() < len + self.cipher.rtp_overhead() {
             return None;
         }
-        let window = self.streams.get_or_insert(head.ssrc)?;
+        let forbidden = &self.forbidden;
+        let window = self
+            .streams
+            .get_or_insert(head.ssrc, || forbidden.contains(&head.ssrc))?;
         let highest = window.highest()?;
         let index = window
             .index_to_send(head.sequence)
@@ -156,19 +165,21 @@ impl SrtpSender {
         self.streams.get(ssrc)?.highest()
     }
 
-    /// Every SSRC with its highest index sent, for the state that moves to another node.
-    pub fn indices(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
-        self.streams
-            .iter()
-            .filter_map(|(ssrc, window)| Some((ssrc, window.highest()?)))
+    /// Every SSRC that was ever sent under with this key, here or elsewhere.
+    pub fn ssrcs(&self) -> impl Iterator<Item = u32> + '_ {
+        let own = self.streams.iter().map(|(ssrc, _)| ssrc);
+        self.forbidden.iter().copied().chain(own)
     }
 
-    /// Continues an SSRC above `index`. An index below what was already sent is ignored: the
-    /// count never goes back.
-    pub fn set_index(&mut self, ssrc: u32, index: u64) {
-        if let Some(window) = self.streams.get_or_insert(ssrc) {
-            window.advance(index);
-        }
+    /// How many they are.
+    #[must_use]
+    pub fn ssrc_count(&self) -> usize {
+        self.forbidden.len() + self.streams.len()
+    }
+
+    /// Never sends under these SSRCs: another node did with this key.
+    pub fn forbid(&mut self, ssrcs: &[u32]) {
+        self.forbidden = ssrcs.to_vec();
     }
 
     /// Last SRTCP index used.
@@ -188,6 +199,8 @@ pub struct SrtpReceiver {
     cipher: Cipher,
     streams: Streams<Window>,
     rtcp_streams: Streams<Window>,
+    /// An SSRC was heard for the first time, or its sequence numbers began anew.
+    has_news: bool,
 }
 
 impl SrtpReceiver {
@@ -197,6 +210,7 @@ impl SrtpReceiver {
             cipher: Cipher::new(&SessionKeys::derive(profile, key, salt)?)?,
             streams: Streams::new(RECEIVE_STREAMS_MAX),
             rtcp_streams: Streams::new(RECEIVE_STREAMS_MAX),
+            has_news: false,
         })
     }
 
@@ -217,7 +231,10 @@ impl SrtpReceiver {
             None => u64::from(head.sequence),
         };
         let len = self.cipher.open_rtp(buf, head, index)?;
-        self.streams.touch(head.ssrc).accept(index);
+        let window = self.streams.touch(head.ssrc);
+        let before = window.highest();
+        window.accept(index);
+        self.has_news |= before.is_none_or(|before| index >> 16 > before >> 16);
         Ok(len)
     }
 
@@ -255,6 +272,30 @@ impl SrtpReceiver {
         self.streams
             .iter()
             .filter_map(|(ssrc, window)| Some((ssrc, window.highest()?)))
+    }
+
+    /// The same for SRTCP.
+    pub fn rtcp_indices(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
+        self.rtcp_streams
+            .iter()
+            .filter_map(|(ssrc, window)| Some((ssrc, window.highest()?)))
+    }
+
+    /// Whether, since this was last asked, something came that a takeover cannot guess: an SSRC's
+    /// first packet or a rollover of its sequence numbers.
+    pub fn take_news(&mut self) -> bool {
+        std::mem::take(&mut self.has_news)
+    }
+
+    /// Rises with every packet received.
+    #[must_use]
+    pub const fn progress(&self) -> u64 {
+        self.streams.clock()
+    }
+
+    /// Expects an SSRC's SRTCP to continue above `index`.
+    pub fn set_rtcp_index(&mut self, ssrc: u32, index: u64) {
+        self.rtcp_streams.touch(ssrc).advance(index);
     }
 
     /// Expects an SSRC to continue above `index`.

@@ -4,6 +4,8 @@
 //! datagrams. Media packets do not pass through here: the engine takes [`Transport::sender`] and
 //! [`Transport::receiver`] to them directly. An idle transport costs nothing but its one deadline.
 
+mod snapshot;
+
 #[cfg(test)]
 mod tests;
 
@@ -17,10 +19,13 @@ use rand::RngCore;
 
 use crate::command::Channel;
 use crate::discard::Discard;
-use crate::peer::dtls::{Certificate, Dtls, DtlsEvent, DtlsSnapshot, Fingerprint};
+use crate::peer::dtls::{Certificate, Dtls, DtlsEvent, Fingerprint};
 use crate::peer::ice::{Credentials, IceAgent, IceChange, IceState, IceTimeouts};
 use crate::peer::sctp::{ChannelPlan, DataLimits, Sctp, SctpEvent, SendError};
 use crate::peer::srtp::{SrtpReceiver, SrtpSender};
+use snapshot::{Fields, STREAMS_MAX};
+
+pub use snapshot::TransportSnapshot;
 
 /// What a transport is made from.
 #[derive(Clone, Debug)]
@@ -90,30 +95,22 @@ pub enum TransportEvent {
     UfragRetired(String),
 }
 
-/// An established transport that can continue on another node. Holds keys: never to be written in
-/// the clear.
-#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
-pub struct TransportSnapshot {
-    /// The DTLS session.
-    pub dtls: DtlsSnapshot,
-    /// SSRC and highest index sent.
-    pub sent: Vec<(u32, u64)>,
-    /// SSRC and highest index received.
-    pub received: Vec<(u32, u64)>,
-    /// Highest SRTCP index sent.
-    pub rtcp_sent: u32,
-}
-
 /// How far ahead of its snapshot a transport continues elsewhere: farther than the old node can have
-/// sent since. Using an index twice under one key would break the cipher.
+/// sent since.
 #[derive(Clone, Copy, Debug)]
 pub struct Skip {
     /// DTLS records.
     pub records: u32,
-    /// RTP indices of each SSRC.
-    pub rtp: u64,
     /// SRTCP indices.
     pub rtcp: u32,
+}
+
+/// Counts of a transport that move with its traffic.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Progress {
+    received: u64,
+    records: u64,
+    ssrcs: usize,
 }
 
 /// One peer connection's transport.
@@ -124,6 +121,10 @@ pub struct Transport {
     sender: Option<Box<SrtpSender>>,
     receiver: Option<Box<SrtpReceiver>>,
     fingerprint: Option<Fingerprint>,
+    /// Of the certificate that the client is shown.
+    shown: Fingerprint,
+    /// Continues a session and has no path yet.
+    awaits_path: bool,
     /// Datagrams besides those that wait in the layers: of DTLS, addressed.
     events: VecDeque<TransportEvent>,
 }
@@ -143,16 +144,19 @@ impl Transport {
             sender: None,
             receiver: None,
             fingerprint: None,
+            shown: config.certificate.fingerprint(),
+            awaits_path: false,
             events: VecDeque::new(),
         }
     }
 
     /// Continues a session from another node. ICE starts anew: the client must be told the new
-    /// credentials, as in any ICE restart. No handshake follows. Data channels come back when the
-    /// client, or a node's restart of the association, opens them again.
+    /// credentials, as in any ICE restart. No handshake follows. What was sent under before the
+    /// snapshot is not sent under again ([`TransportSnapshot::sent`]): media needs new SSRCs.
     ///
     /// # Errors
-    /// [`Discard::Malformed`] if the snapshot is not one.
+    /// [`Discard::Malformed`] if the snapshot is not one, [`Discard::LimitReached`] if its numbers
+    /// are used up.
     pub fn import(
         now: Instant,
         config: &TransportConfig,
@@ -160,41 +164,80 @@ impl Transport {
         skip: Skip,
         rng: &mut (impl RngCore + ?Sized),
     ) -> Result<Self, Discard> {
+        let state = snapshot.fields();
         let certificate = config.certificate.clone();
-        let dtls = Dtls::import(now, certificate, &snapshot.dtls, skip.records)?;
+        let dtls = Dtls::import(now, certificate, &state.dtls, skip.records)?;
         let mut this = Self::with_dtls(config, dtls, rng);
+        this.fingerprint = Some(state.dtls.client());
+        this.shown = snapshot.shown();
+        this.awaits_path = true;
         this.start_srtp();
         if let Some(sender) = &mut this.sender {
-            for (ssrc, index) in &snapshot.sent {
-                sender.set_index(*ssrc, index + skip.rtp);
-            }
-            sender.set_rtcp_index(snapshot.rtcp_sent.saturating_add(skip.rtcp));
+            sender.forbid(&state.sent);
+            sender.set_rtcp_index(state.rtcp_sent.saturating_add(skip.rtcp));
         }
         if let Some(receiver) = &mut this.receiver {
-            for (ssrc, index) in &snapshot.received {
+            for (ssrc, index) in &state.received {
                 receiver.set_index(*ssrc, *index);
+            }
+            for (ssrc, index) in &state.rtcp_received {
+                receiver.set_rtcp_index(*ssrc, *index);
             }
         }
         Ok(this)
     }
 
+    /// The client believes its data channels to be open on these streams, with an association that
+    /// nobody here knows. As soon as there is a path the association is begun anew from this side
+    /// (RFC 9260 §5.2), which keeps the client's channels, and they open without a word.
+    pub fn revive_channels(&mut self, channels: &[(Channel, u16)]) {
+        self.sctp.revive(channels);
+    }
+
     /// What another node needs to continue; `None` before the connection is up.
     #[must_use]
     pub fn export(&self) -> Option<TransportSnapshot> {
-        Some(TransportSnapshot {
+        let receiver = self.receiver.as_ref();
+        let sender = self.sender.as_ref();
+        let ssrcs = sender.map_or(0, |sender| sender.ssrc_count());
+        Some(TransportSnapshot::new(Fields {
             dtls: self.dtls.export()?,
-            sent: self
-                .sender
-                .iter()
-                .flat_map(|sender| sender.indices())
+            shown: self.shown.0,
+            sent: sender
+                .into_iter()
+                .flat_map(|sender| sender.ssrcs())
+                .skip(ssrcs.saturating_sub(STREAMS_MAX))
                 .collect(),
-            received: self
-                .receiver
-                .iter()
+            rtcp_sent: sender.map_or(0, |sender| sender.rtcp_index()),
+            received: receiver
+                .into_iter()
                 .flat_map(|receiver| receiver.indices())
+                .take(STREAMS_MAX)
                 .collect(),
-            rtcp_sent: self.sender.as_ref().map_or(0, |sender| sender.rtcp_index()),
-        })
+            rtcp_received: receiver
+                .into_iter()
+                .flat_map(|receiver| receiver.rtcp_indices())
+                .take(STREAMS_MAX)
+                .collect(),
+        }))
+    }
+
+    /// Where its traffic stands: as long as this is the same, an earlier snapshot is as good as
+    /// another. SRTCP does not count, as its numbers are skipped or harmless.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        Progress {
+            received: self.receiver.as_ref().map_or(0, |r| r.progress()),
+            records: self.dtls.sequence(),
+            ssrcs: self.sender.as_ref().map_or(0, |s| s.ssrc_count()),
+        }
+    }
+
+    /// Fingerprint for the next description: of the certificate that the client has been shown or
+    /// is to be shown.
+    #[must_use]
+    pub const fn shown(&self) -> Fingerprint {
+        self.shown
     }
 
     /// Our ICE credentials for the next description.
@@ -251,13 +294,27 @@ impl Transport {
     ) -> Result<(), Discard> {
         let change = self.ice.handle(now, from, bytes)?;
         match change {
-            Some(IceChange::Restarted) if self.dtls.is_connected() => {
+            Some(IceChange::Restarted) if self.dtls.is_connected() && !self.awaits_path => {
                 self.events.push_back(TransportEvent::Connected);
             }
             _ => {}
         }
         self.take_retired();
+        self.take_path(now);
         Ok(())
+    }
+
+    /// Does what waited for a nominated path to a client whose keys are known.
+    fn take_path(&mut self, now: Instant) {
+        if self.ice.nominated().is_none() || !self.dtls.is_connected() {
+            return;
+        }
+        if std::mem::take(&mut self.awaits_path) {
+            self.events.push_back(TransportEvent::Connected);
+        }
+        // Earlier it would be lost, and repeated a second later.
+        self.sctp.begin(now);
+        self.after_sctp(now);
     }
 
     /// Takes a DTLS datagram of the client.
@@ -286,6 +343,7 @@ impl Transport {
                 DtlsEvent::Connected => {
                     self.start_srtp();
                     self.events.push_back(TransportEvent::Connected);
+                    self.take_path(now);
                 }
                 DtlsEvent::Data(packet) => outcome = outcome.and(self.sctp.handle(now, packet)),
                 DtlsEvent::Failed(reason) => self.events.push_back(TransportEvent::Failed(reason)),

@@ -160,12 +160,45 @@ impl Demux {
             }
         }
         self.streams = streams;
+        self.assume_learned();
         self.extensions = self
             .sections
             .iter()
             .fold(ExtensionIds::default(), |ids, section| {
                 ids.or(section.negotiated.extensions)
             });
+    }
+
+    /// Takes streams that another node identified. What packets have shown here counts more.
+    fn assume_learned(&mut self) {
+        for (index, section) in self.sections.iter().enumerate() {
+            for (rid, ssrc, repair) in &section.negotiated.learned {
+                let Some(layer) = section.layer_of_rid(rid.as_bytes()) else {
+                    continue;
+                };
+                for (ssrc, is_repair) in [(Some(*ssrc), false), (*repair, true)] {
+                    let binding = Binding {
+                        section: index,
+                        layer,
+                        is_repair,
+                    };
+                    if let Some(ssrc) = ssrc
+                        && self.streams.len() < STREAMS_MAX
+                        && self.streams.values().all(|known| *known != binding)
+                    {
+                        self.streams.entry(ssrc).or_insert(binding);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Media streams that are known: SSRC and place.
+    pub fn media_streams(&self) -> impl Iterator<Item = (u32, Binding)> + '_ {
+        self.streams
+            .iter()
+            .filter(|(_, binding)| !binding.is_repair)
+            .map(|(ssrc, binding)| (*ssrc, *binding))
     }
 
     /// The track was made anew or is known better: its sections follow.
@@ -303,6 +336,7 @@ mod tests {
             },
             rids: rids.iter().map(|rid| (*rid).to_owned()).collect(),
             ssrcs: ssrcs.to_vec(),
+            learned: vec![],
             feedback: Feedback::default(),
         };
         Section::new(negotiated, 0, layers)

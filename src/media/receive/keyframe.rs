@@ -9,6 +9,8 @@ use flotilla_model::track::Quality;
 
 /// Time after which an unanswered request is repeated.
 const RETRY: Duration = Duration::from_millis(500);
+/// Least time between a request that was answered and one in haste.
+const HASTE: Duration = Duration::from_millis(200);
 
 /// Requests for key frames of one layer.
 #[derive(Debug)]
@@ -20,6 +22,8 @@ pub struct KeyFrameRequests {
     /// Least time between a request that was answered and the next. Each key frame costs the
     /// publisher several times a normal frame, more so in upper layers.
     interval: Duration,
+    /// The next request must not wait for the whole interval.
+    is_hasty: bool,
     sent: u64,
 }
 
@@ -36,6 +40,7 @@ impl KeyFrameRequests {
             asked: None,
             is_answered: true,
             interval,
+            is_hasty: false,
             sent: 0,
         }
     }
@@ -43,6 +48,12 @@ impl KeyFrameRequests {
     /// Somebody cannot go on (or start) without one.
     pub fn want(&mut self) {
         self.is_wanted = true;
+    }
+
+    /// Somebody who was cut off in the middle of a picture is back: the next request is not to wait
+    /// until one is due again.
+    pub fn hasten(&mut self) {
+        self.is_hasty = true;
     }
 
     /// Nobody waits any more.
@@ -68,10 +79,10 @@ impl KeyFrameRequests {
         if !self.is_wanted {
             return None;
         }
-        let pause = if self.is_answered {
-            self.interval
-        } else {
-            RETRY
+        let pause = match (self.is_answered, self.is_hasty) {
+            (true, true) => HASTE,
+            (true, false) => self.interval,
+            (false, _) => RETRY,
         };
         Some(self.asked.map_or(now, |asked| asked + pause))
     }
@@ -82,6 +93,7 @@ impl KeyFrameRequests {
         if is_due {
             self.asked = Some(now);
             self.is_answered = false;
+            self.is_hasty = false;
             self.sent += 1;
         }
         is_due
@@ -108,6 +120,24 @@ mod tests {
         assert!(!requests.take_due(start + ms(1_400)));
         assert!(requests.take_due(start + ms(1_500)));
         assert_eq!(requests.sent(), 3);
+    }
+
+    #[test]
+    fn haste_shortens_the_pause_once() {
+        let start = crate::test_epoch();
+        let ms = Duration::from_millis;
+        let mut requests = KeyFrameRequests::new(Quality::High);
+        requests.want();
+        assert!(requests.take_due(start));
+        requests.arrived();
+        requests.hasten();
+        requests.want();
+        assert!(!requests.take_due(start + ms(199)));
+        assert!(requests.take_due(start + ms(200)));
+        requests.arrived();
+        requests.want();
+        assert!(!requests.take_due(start + ms(1_199)));
+        assert!(requests.take_due(start + ms(1_200)));
     }
 
     #[test]

@@ -239,6 +239,7 @@ mod tests {
             extensions: ExtensionIds::default(),
             rids: rids.iter().map(|rid| (*rid).to_owned()).collect(),
             ssrcs: ssrcs.to_vec(),
+            learned: vec![],
             feedback: Feedback::default(),
         }
     }

@@ -425,8 +425,10 @@ fn a_session_continues_on_another_node() {
         packet
     };
     let before = keys(&net.server);
-    let snapshot = DtlsSnapshot::from_bytes(snapshot.as_bytes().to_vec());
-    net.server = Dtls::import(net.now, certificate(), &snapshot, 2000).expect("imports");
+    // Far beyond what the old node sent, and at once.
+    let skip = 1 << 24;
+    net.server = Dtls::import(net.now, certificate(), &snapshot, skip).expect("imports");
+    assert_eq!(net.server.sequence(), snapshot.sequence() + u64::from(skip));
     assert_eq!(keys(&net.server), before);
     net.client.data.clear();
     net.server
@@ -444,18 +446,47 @@ fn a_session_continues_on_another_node() {
 }
 
 #[test]
+fn the_snapshot_holds_what_the_library_exports() {
+    let mut net = connected(&BOTH, 1200);
+    let exported = |net: &Net| {
+        let Phase::Connected(endpoint) = &net.server.phase else {
+            panic!("not connected");
+        };
+        let state = endpoint.get_connection_state(PEER).expect("there");
+        let bytes = state.marshal_binary().expect("exports");
+        DtlsSnapshot::read(&bytes, net.client.fingerprint).expect("as mirrored")
+    };
+    for _ in 0..5 {
+        assert_eq!(net.server.export(), Some(exported(&net)));
+        net.server.send(net.now, b"one more").expect("connected");
+    }
+    // What is written can be read again by the library and by us.
+    let snapshot = net.server.export().expect("connected");
+    let written = snapshot.write().expect("numbers are left");
+    let read = DtlsSnapshot::read(&written, net.client.fingerprint);
+    assert_eq!(read, Some(snapshot));
+}
+
+#[test]
 fn broken_snapshots_are_refused() {
     let now = crate::test_epoch();
     let snapshot = connected(&BOTH, 1200).server.export().expect("connected");
-    for len in 0..snapshot.0.len() {
-        let cut = DtlsSnapshot::from_bytes(snapshot.0[..len].to_vec());
-        assert!(Dtls::import(now, certificate(), &cut, 0).is_err(), "{len}");
+    let written = snapshot.write().expect("numbers are left");
+    let client = snapshot.client();
+    for len in 0..written.len() {
+        assert_eq!(DtlsSnapshot::read(&written[..len], client), None, "{len}");
     }
-    for at in 0..snapshot.0.len() {
-        let mut changed = snapshot.clone();
-        changed.0[at] ^= 0xff;
-        let _ = Dtls::import(now, certificate(), &changed, 0);
+    let encoded = postcard::to_stdvec(&snapshot).expect("encodes");
+    for at in 0..encoded.len() {
+        let mut changed = encoded.clone();
+        changed[at] ^= 0xff;
+        if let Ok(changed) = postcard::from_bytes::<DtlsSnapshot>(&changed) {
+            let _ = Dtls::import(now, certificate(), &changed, 0);
+        }
     }
+    let used_up = snapshot.at((1 << 48) - 5);
+    let refused = Dtls::import(now, certificate(), &used_up, 1 << 24);
+    assert_eq!(refused.err(), Some(Discard::LimitReached));
 }
 
 #[test]

@@ -34,6 +34,10 @@ impl Offer {
     pub fn remote(&self) -> &Remote {
         &self.remote
     }
+
+    pub(super) fn into_description(self) -> Description {
+        self.description
+    }
 }
 
 impl Negotiation {
@@ -100,14 +104,10 @@ impl Negotiation {
         local: &Local<'_>,
         rng: &mut impl Rng,
     ) -> Written {
-        let mut has_data = false;
-        for (index, section) in offer.description.sections.into_iter().enumerate() {
-            let takes_data = !has_data;
-            has_data |= section.media == Media::Application && !section.is_rejected();
-            self.take_over(now, index, section, takes_data);
-        }
+        self.take_over_all(now, offer.description);
         self.remote = Some(offer.remote);
         self.bind(now);
+        self.is_held = false;
         if self.role == PeerRole::Single {
             self.assign(rng);
         }
@@ -121,6 +121,16 @@ impl Negotiation {
             self.gather(now);
         }
         written
+    }
+
+    /// Updates all sections from an offer.
+    pub(super) fn take_over_all(&mut self, now: Instant, description: Description) {
+        let mut has_data = false;
+        for (index, section) in description.sections.into_iter().enumerate() {
+            let takes_data = !has_data;
+            has_data |= section.media == Media::Application && !section.is_rejected();
+            self.take_over(now, index, section, takes_data);
+        }
     }
 
     /// Updates one section from an offer.

@@ -32,9 +32,9 @@ pub(super) fn data_section() -> Section {
     }
 }
 
-fn media_section(index: usize, kind: Kind) -> Section {
+fn media_section(mid: String, kind: Kind) -> Section {
     Section {
-        mid: index.to_string(),
+        mid,
         media: kind.into(),
         protocol: "UDP/TLS/RTP/SAVPF".to_owned(),
         first_format: "0".to_owned(),
@@ -75,9 +75,19 @@ impl Negotiation {
         let kinds: Vec<Kind> = self.pending().map(|wanted| wanted.kind).collect();
         for kind in kinds {
             if self.sections.len() < self.limits.sections_max {
-                self.sections.push(media_section(self.sections.len(), kind));
+                let mid = self.fresh_mid();
+                self.sections.push(media_section(mid, kind));
             }
         }
+    }
+
+    /// The section's place, unless a restored section has that name.
+    fn fresh_mid(&self) -> String {
+        let is_free = |mid: &String| self.sections.iter().all(|section| section.mid != *mid);
+        (self.sections.len()..)
+            .map(|number| number.to_string())
+            .find(is_free)
+            .expect("one of more numbers than sections is free")
     }
 
     /// Takes the client's answer. `id` 0 stands for whatever is outstanding.
@@ -123,7 +133,7 @@ impl Negotiation {
         Ok(())
     }
 
-    fn take_answer(&mut self, index: usize, theirs: &sdp::Section) {
+    pub(super) fn take_answer(&mut self, index: usize, theirs: &sdp::Section) {
         let section = &mut self.sections[index];
         let Some(kind) = section.media.kind() else {
             section.rejected = section.rejected || theirs.is_rejected();
@@ -166,11 +176,17 @@ impl Negotiation {
         }
     }
 
+    /// Whether anything was offered yet.
+    pub fn has_offered(&self) -> bool {
+        self.outstanding.is_some() || self.remote.is_some()
+    }
+
     /// Offers again, whatever is outstanding: the client comes back on a new signal connection and
     /// the transport has new ICE credentials.
     pub fn restart(&mut self, now: Instant) {
         if self.role == PeerRole::Subscriber {
             self.outstanding = None;
+            self.is_held = false;
             self.negotiate_at = Some(now + GATHER);
         }
     }

@@ -160,7 +160,14 @@ impl Negotiation {
     /// Puts publications and sections together. Says whether anything changed.
     pub(super) fn bind(&mut self, now: Instant) -> bool {
         let before = self.bindings();
+        // What a record from another node says holds until the client's next offer.
+        if self.is_held {
+            self.bind_by_mid();
+        }
         self.bind_by_id();
+        if self.is_held {
+            self.assume_sources();
+        }
         self.bind_by_kind(now);
         before != self.bindings()
     }
@@ -168,6 +175,72 @@ impl Negotiation {
     fn bindings(&self) -> Vec<Option<Binding>> {
         let binding = |section: &Section| section.receive.as_ref()?.binding.clone();
         self.sections.iter().map(binding).collect()
+    }
+
+    /// For tracks that were negotiated with another node: their record names the section. It does not
+    /// count if the section's msid names another track.
+    fn bind_by_mid(&mut self) {
+        for index in 0..self.sections.len() {
+            let section = &self.sections[index];
+            let Some(receive) = section.receive.as_ref().filter(|r| r.binding.is_none()) else {
+                continue;
+            };
+            let cid = receive.cid();
+            let names_other = |sid: &TrackSid| {
+                let mut others = self.published.values().filter(|p| p.track.sid != *sid);
+                others.any(|other| {
+                    let codecs = &other.track.codecs;
+                    codecs.iter().any(|codec| Some(codec.cid.as_str()) == cid)
+                })
+            };
+            let found = self.published.values().find_map(|publication| {
+                let track = &publication.track;
+                if Some(track.kind) != section.media.kind() || names_other(&track.sid) {
+                    return None;
+                }
+                let codec = track
+                    .codecs
+                    .iter()
+                    .position(|codec| !codec.mid.is_empty() && codec.mid == section.mid)?;
+                Some(Binding {
+                    track: track.sid.clone(),
+                    codec,
+                    is_exact: true,
+                })
+            });
+            let Some(binding) = found else {
+                continue;
+            };
+            if let Some(publication) = self.published.get_mut(&binding.track) {
+                publication.home = Home::Found;
+            }
+            if let Some(receive) = &mut self.sections[index].receive {
+                receive.binding = Some(binding);
+            }
+        }
+    }
+
+    /// Takes the sources of layers from the record of a track: the client does not name them again.
+    fn assume_sources(&mut self) {
+        for receive in self.sections.iter_mut().filter_map(|s| s.receive.as_mut()) {
+            let Some(binding) = &receive.binding else {
+                continue;
+            };
+            let publication = self.published.get(&binding.track);
+            let codec = publication.and_then(|known| known.track.codecs.get(binding.codec));
+            // A section without layers that declares its source is right about it.
+            let is_declared = receive.rids.is_empty() && !receive.ssrcs.is_empty();
+            let Some(codec) = codec.filter(|_| !is_declared) else {
+                continue;
+            };
+            for layer in codec.layers.iter().filter(|layer| layer.ssrc != 0) {
+                let is_known = receive.learned.iter().any(|(rid, ..)| *rid == layer.rid);
+                if !is_known && receive.has_layer(&layer.rid) {
+                    let source = (layer.rid.clone(), layer.ssrc, layer.repair_ssrc);
+                    receive.learned.push(source);
+                }
+            }
+        }
     }
 
     fn bind_by_id(&mut self) {
@@ -533,6 +606,11 @@ pub(super) fn receive_section(section: &Section) -> Option<ReceiveSection> {
         } else {
             Vec::new()
         },
+        learned: receive
+            .learned
+            .iter()
+            .map(|(rid, ssrc, repair)| (rid.clone(), *ssrc, (*repair != 0).then_some(*repair)))
+            .collect(),
         feedback,
     })
 }

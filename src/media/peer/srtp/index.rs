@@ -133,11 +133,15 @@ impl<V: Default> Streams<V> {
         self.find(ssrc).map(|at| &self.values[at].value)
     }
 
-    /// The value of an SSRC, new if need be; `None` if it would be one too many.
-    pub(super) fn get_or_insert(&mut self, ssrc: u32) -> Option<&mut V> {
+    /// The value of an SSRC, new if need be; `None` if it would be one too many or must not be.
+    pub(super) fn get_or_insert(
+        &mut self,
+        ssrc: u32,
+        is_forbidden: impl FnOnce() -> bool,
+    ) -> Option<&mut V> {
         let at = match self.find(ssrc) {
             Some(at) => at,
-            None if self.values.len() < self.max => self.insert(ssrc),
+            None if self.values.len() < self.max && !is_forbidden() => self.insert(ssrc),
             None => return None,
         };
         Some(&mut self.values[at].value)
@@ -155,6 +159,15 @@ impl<V: Default> Streams<V> {
         let stream = &mut self.values[at];
         stream.used = self.clock;
         &mut stream.value
+    }
+
+    pub(super) const fn len(&self) -> usize {
+        self.values.len()
+    }
+
+    /// Counts every use of [`Streams::touch`].
+    pub(super) const fn clock(&self) -> u64 {
+        self.clock
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &V)> {
@@ -303,7 +316,8 @@ mod tests {
         for ssrc in 1..100_u32 {
             assert_eq!(*streams.touch(ssrc.wrapping_mul(0x1_0001)), ssrc);
         }
-        assert!(streams.get_or_insert(7777).is_none());
+        assert!(streams.get_or_insert(7777, || false).is_none());
+        assert!(streams.get_or_insert(0, || true).is_some(), "it is there");
         *streams.touch(7777) = 1;
         assert_eq!(streams.get(0), None);
         assert_eq!(streams.get(7777), Some(&1));

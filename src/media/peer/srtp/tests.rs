@@ -143,10 +143,9 @@ fn no_index_is_sent_twice() {
     buf.resize(len + RTP_OVERHEAD_MAX, 0);
     assert!(sender.protect_rtp(&mut buf.clone(), len).is_some());
     assert_eq!(sender.protect_rtp(&mut buf.clone(), len), None);
-    sender.set_index(1, 5000);
-    sender.set_index(1, 200);
-    assert_eq!(sender.index(1), Some(5000));
-    for sequence in [99_u16, 4999, 5000] {
+    buf[2..4].copy_from_slice(&5000_u16.to_be_bytes());
+    assert!(sender.protect_rtp(&mut buf.clone(), len).is_some());
+    for sequence in [99_u16, 100, 5000] {
         buf[2..4].copy_from_slice(&sequence.to_be_bytes());
         assert_eq!(
             sender.protect_rtp(&mut buf.clone(), len),
@@ -190,24 +189,58 @@ fn a_repetition_is_the_same_packet_and_never_runs_ahead() {
 }
 
 #[test]
-fn a_session_continues_at_another_sender() {
+fn a_session_continues_at_another_sender_with_new_sources() {
     let (mut old, mut receiver) = pair(Profile::Aes128Gcm);
     for sequence in 65_000..65_500 {
         let mut sealed = seal(&mut old, &rtp(7, sequence, b"x"));
         receiver.unprotect_rtp(&mut sealed).expect("opens");
     }
     let (mut new, _) = pair(Profile::Aes128Gcm);
-    for (ssrc, index) in old.indices() {
-        new.set_index(ssrc, index + 2000);
-    }
+    new.forbid(&old.ssrcs().collect::<Vec<_>>());
     new.set_rtcp_index(old.rtcp_index() + 100);
-    let next = new.index(7).expect("known") + 1;
-    for index in next..next + 100 {
-        let mut sealed = seal(&mut new, &rtp(7, index as u16, b"x"));
-        receiver
-            .unprotect_rtp(&mut sealed)
-            .expect("opens after the jump over a rollover");
+    let mut buf = rtp(7, 65_501, b"x");
+    let len = buf.len();
+    buf.resize(len + RTP_OVERHEAD_MAX, 0);
+    assert_eq!(new.protect_rtp(&mut buf.clone(), len), None);
+    assert_eq!(new.repeat_rtp(&mut buf, len), None);
+    let mut sealed = seal(&mut new, &rtp(8, 65_501, b"x"));
+    receiver.unprotect_rtp(&mut sealed).expect("opens");
+    assert_eq!(new.ssrcs().collect::<Vec<_>>(), [7, 8]);
+    assert_eq!(new.ssrc_count(), 2);
+}
+
+#[test]
+fn a_session_continues_at_another_receiver() {
+    let (mut sender, mut old) = pair(Profile::Aes128Gcm);
+    let mut last = Vec::new();
+    // Over a rollover, so that the count matters.
+    for number in 65_000..66_000_u32 {
+        last = seal(&mut sender, &rtp(7, number as u16, b"x"));
+        old.unprotect_rtp(&mut last.clone()).expect("opens");
+        let is_news = number == 65_000 || number == 65_536;
+        assert_eq!(old.take_news(), is_news, "{number}");
     }
+    let mut report = rtcp(7);
+    report.resize(12 + RTCP_OVERHEAD_MAX, 0);
+    let len = sender.protect_rtcp(&mut report, 12).expect("seals");
+    old.unprotect_rtcp(&mut report[..len].to_vec())
+        .expect("opens");
+
+    let (_, mut new) = pair(Profile::Aes128Gcm);
+    for (ssrc, index) in old.indices() {
+        new.set_index(ssrc, index);
+    }
+    for (ssrc, index) in old.rtcp_indices() {
+        new.set_rtcp_index(ssrc, index);
+    }
+    assert_eq!(new.unprotect_rtp(&mut last), Err(Discard::Replayed));
+    let replayed = new.unprotect_rtcp(&mut report[..len]);
+    assert_eq!(replayed, Err(Discard::Replayed));
+    for number in 66_000..67_000_u32 {
+        let mut sealed = seal(&mut sender, &rtp(7, number as u16, b"x"));
+        new.unprotect_rtp(&mut sealed).expect("opens");
+    }
+    assert!(!new.take_news());
 }
 
 #[test]

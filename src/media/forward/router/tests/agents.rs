@@ -163,6 +163,7 @@ impl Publisher {
                 extensions: IDS,
                 rids: vec![],
                 ssrcs: vec![],
+                learned: vec![],
                 feedback: Feedback {
                     nack: true,
                     pli: true,

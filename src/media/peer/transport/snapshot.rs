@@ -1,0 +1,144 @@
+//! An established transport as another node needs it to continue: reported by the engine, sealed and
+//! carried by the shell, read again by the engine of another node.
+
+use serde::{Deserialize, Serialize};
+
+use crate::discard::Discard;
+use crate::peer::dtls::{DtlsSnapshot, Fingerprint};
+
+/// Most SSRCs of each kind that a snapshot names; the transport forgets or refuses more as well.
+pub(super) const STREAMS_MAX: usize = 1024;
+/// RTP indices have 48 bits, SRTCP indices 31.
+const RTP_INDEX_MAX: u64 = (1 << 48) - 1;
+const RTCP_INDEX_MAX: u64 = (1 << 31) - 1;
+/// Longest encoding accepted: both lists full is about half of it.
+const BYTES_MAX: usize = 64 * 1024;
+/// First byte of the encoding.
+const VERSION: u8 = 1;
+
+/// An established transport that can continue on another node. It holds keys: never to be written in
+/// the clear. About 200 bytes, and ten for each stream.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Fields", into = "Fields")]
+pub struct TransportSnapshot(Fields);
+
+/// What a snapshot says, before it is checked.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Fields {
+    /// The DTLS session.
+    pub(super) dtls: DtlsSnapshot,
+    /// SHA-256 of the certificate that the client was shown. It is shown no other, or it would begin
+    /// a handshake.
+    pub(super) shown: [u8; 32],
+    /// SSRCs that were sent under. None is used again: that is how no two packets ever get one nonce.
+    pub(super) sent: Vec<u32>,
+    /// Highest SRTCP index sent.
+    pub(super) rtcp_sent: u32,
+    /// SSRC and highest index received.
+    pub(super) received: Vec<(u32, u64)>,
+    /// The same for SRTCP.
+    pub(super) rtcp_received: Vec<(u32, u64)>,
+}
+
+/// A snapshot says what cannot be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("not a transport's snapshot")]
+pub(super) struct Impossible;
+
+impl TryFrom<Fields> for TransportSnapshot {
+    type Error = Impossible;
+
+    fn try_from(fields: Fields) -> Result<Self, Impossible> {
+        let lens = [
+            fields.sent.len(),
+            fields.received.len(),
+            fields.rtcp_received.len(),
+        ];
+        let sane = lens.iter().all(|len| *len <= STREAMS_MAX)
+            && u64::from(fields.rtcp_sent) <= RTCP_INDEX_MAX
+            && fields
+                .received
+                .iter()
+                .all(|(_, index)| *index <= RTP_INDEX_MAX)
+            && fields
+                .rtcp_received
+                .iter()
+                .all(|(_, index)| *index <= RTCP_INDEX_MAX);
+        if sane {
+            Ok(Self(fields))
+        } else {
+            Err(Impossible)
+        }
+    }
+}
+
+impl From<TransportSnapshot> for Fields {
+    fn from(snapshot: TransportSnapshot) -> Self {
+        snapshot.0
+    }
+}
+
+impl TransportSnapshot {
+    /// Reads what [`TransportSnapshot::to_bytes`] gave.
+    ///
+    /// # Errors
+    /// [`Discard::TooLarge`], [`Discard::Malformed`].
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, Discard> {
+        if bytes.len() > BYTES_MAX {
+            return Err(Discard::TooLarge);
+        }
+        let Some((&VERSION, body)) = bytes.split_first() else {
+            return Err(Discard::Malformed);
+        };
+        match postcard::take_from_bytes(body) {
+            Ok((snapshot, [])) => Ok(snapshot),
+            _ => Err(Discard::Malformed),
+        }
+    }
+
+    /// The bytes of it: a version and postcard's encoding. They hold keys.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![VERSION];
+        let body = postcard::to_stdvec(&self.0).expect("a Vec takes everything");
+        bytes.extend_from_slice(&body);
+        bytes
+    }
+
+    /// The certificate that the client was shown.
+    #[must_use]
+    pub fn shown(&self) -> Fingerprint {
+        Fingerprint(self.0.shown)
+    }
+
+    /// SSRCs that were sent under, with these keys.
+    #[must_use]
+    pub fn sent(&self) -> &[u32] {
+        &self.0.sent
+    }
+
+    /// SSRC and highest index received of each stream.
+    #[must_use]
+    pub fn received(&self) -> &[(u32, u64)] {
+        &self.0.received
+    }
+
+    pub(super) const fn new(fields: Fields) -> Self {
+        Self(fields)
+    }
+
+    pub(super) const fn fields(&self) -> &Fields {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for TransportSnapshot {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("TransportSnapshot")
+            .field("dtls", &self.0.dtls)
+            .field("sent", &self.0.sent.len())
+            .field("received", &self.0.received.len())
+            .finish_non_exhaustive()
+    }
+}
