@@ -252,5 +252,4 @@ fn estimate(highest: u64, sequence: u16) -> u64 {
 }
 
 #[cfg(test)]
-#[path = "proof_tests.rs"]
 mod tests;
