@@ -1,7 +1,7 @@
 //! Plan: people on LiveKit's own SDKs talk on three nodes while nodes die, freeze, are cut off or drained.
 //!
 //! Promise: nobody leaves, nothing is lost, media is back in a fraction of a second. The clients say what
-//! they saw ([`agents`]), [`judge`] turns that into figures, [`report`] prints them; [`run`] does the
+//! they saw ([`agents`]), [`judge`] turns that into figures, [`report`] prints them; [`mod@run`] does the
 //! rounds and [`faults`] the damage. Runs in the namespaces of a [`Lab`].
 
 mod agents;

@@ -349,5 +349,4 @@ impl Spread {
 }
 
 #[cfg(test)]
-#[path = "judge_tests.rs"]
 mod tests;

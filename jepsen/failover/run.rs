@@ -275,10 +275,13 @@ impl Stage {
     }
 
     async fn quiet(&mut self, seconds: f64) -> Result<Quiet> {
-        let at = now_ms();
+        let from = now_ms();
         for agent in &self.agents {
-            agent.forget(at);
+            agent.forget(from);
         }
+        // Reports come in batches: the window begins when none of before is on its way any more.
+        tokio::time::sleep(Duration::from_millis(BEFORE as u64)).await;
+        let at = now_ms();
         let mut lateness = Vec::new();
         let step = Duration::from_millis(5);
         while now_ms() < at + seconds * 1e3 {

@@ -31,6 +31,8 @@ pub(crate) struct Findings {
     pub(crate) generations: u64,
     /// Addresses that continued a generation without a handshake: sessions that moved with their keys.
     pub(crate) continued: u64,
+    /// The first of them, in words.
+    pub(crate) continuations: Vec<String>,
     /// Packets of addresses whose generation is not known: their session began before the capture.
     pub(crate) unattributed: u64,
     /// Reports too long to be kept whole; their index is not known.
@@ -149,7 +151,7 @@ impl Proof {
         self.findings.packets += 1;
         self.held_by(datagram);
         let stream = Stream::Rtp(ssrc);
-        let Some(generation) = self.generation(datagram.to, stream) else {
+        let Some(generation) = self.generation(datagram, stream) else {
             return;
         };
         let highest = self
@@ -169,14 +171,15 @@ impl Proof {
             return;
         };
         let stream = Stream::Rtcp(ssrc);
-        if let Some(generation) = self.generation(datagram.to, stream) {
+        if let Some(generation) = self.generation(datagram, stream) {
             self.note(generation, stream, u64::from(index), datagram);
         }
     }
 
     /// The generation of a packet to `client`. An address without a handshake takes the one in which
     /// the stream, at another address of that client, was seen last.
-    fn generation(&mut self, client: SocketAddrV4, stream: Stream) -> Option<Generation> {
+    fn generation(&mut self, datagram: &Datagram, stream: Stream) -> Option<Generation> {
+        let client = datagram.to;
         let key = (*client.ip(), stream);
         let generation = match self.generations.get(&client) {
             Some((generation, _)) => *generation,
@@ -187,6 +190,14 @@ impl Proof {
                     return None;
                 };
                 self.findings.continued += 1;
+                if self.findings.continuations.len() < TOLD_MAX {
+                    let (at, from) = (datagram.at, datagram.from);
+                    let told = format!(
+                        "{at:.3} {from} -> {client}: {stream:?} of key {}",
+                        continued.0
+                    );
+                    self.findings.continuations.push(told);
+                }
                 self.generations.insert(client, (continued, None));
                 continued
             }
@@ -252,5 +263,4 @@ fn estimate(highest: u64, sequence: u16) -> u64 {
 }
 
 #[cfg(test)]
-#[path = "proof_tests.rs"]
 mod tests;
