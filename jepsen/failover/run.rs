@@ -62,6 +62,9 @@ pub(super) async fn run(options: Options, names: Names, out: Option<PathBuf>) ->
     let outcome = stage.play(&options, &faults, out.as_deref()).await;
     if let Err(failure) = &outcome {
         say(&format!("the run failed: {failure:#}"));
+    }
+    let is_sound = |report: &report::Report| report.violations().is_empty();
+    if !outcome.as_ref().is_ok_and(is_sound) {
         stage.keep_logs(&options.json)?;
     }
     let stopped = stage.strike().await;
