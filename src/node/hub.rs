@@ -146,6 +146,29 @@ impl Hub {
             .sum()
     }
 
+    /// Whether a session of this sid is here, begun or joined.
+    #[must_use]
+    pub fn has_session(&self, room: &RoomName, sid: &ParticipantSid) -> bool {
+        self.lock()
+            .rooms
+            .get(room)
+            .is_some_and(|local| local.sessions.contains_key(sid))
+    }
+
+    /// Whether a session is here whose participant has another home.
+    #[must_use]
+    pub fn has_strays(&self, state: &State) -> bool {
+        let rooms = self.lock();
+        rooms.rooms.iter().any(|(name, local)| {
+            let present = state.rooms.get(name).map(|room| &room.participants);
+            local.sessions.iter().any(|(sid, session)| {
+                present
+                    .and_then(|present| present.get(&session.identity))
+                    .is_some_and(|present| present.sid == *sid && present.home != self.shared.node)
+            })
+        })
+    }
+
     /// Every session here gets this message.
     pub fn broadcast(&self, message: impl Fn() -> Message) {
         for room in self.lock().rooms.values() {
