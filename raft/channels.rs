@@ -46,6 +46,8 @@ pub enum Lane {
     Bulk,
     /// The mesh between nodes.
     Mesh,
+    /// Signs of life between nodes, which wait behind nothing.
+    Pulse,
 }
 
 /// Certificates for mutual TLS between nodes, all PEM.

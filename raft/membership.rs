@@ -10,6 +10,7 @@ use std::time::Duration;
 use flotilla_model::id::NodeId;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
+use openraft::raft::TransferLeaderRequest;
 use openraft::{ChangeMembers, Instant as _};
 use tokio::time::{Instant, sleep, timeout};
 use tonic::{Code, Status};
@@ -115,6 +116,36 @@ impl Group {
     /// Makes `to`, a voter, the leader.
     pub async fn transfer_leader(&self, to: NodeId) -> Result<(), ChangeError> {
         self.change(Change::TransferLeader(to.0)).await
+    }
+
+    /// Stands for election at once in the place of a leader whose process is known to be gone, with
+    /// the rights of a successor that the leader chose itself: the others grant their vote although
+    /// they have heard the leader a moment ago. Returns once the election has begun; does nothing if
+    /// `gone` is not the leader this node follows, or if this node does not vote.
+    ///
+    /// Whether a leader is gone is the caller's judgement. A wrong one costs an election, never
+    /// agreement: terms, votes and logs are compared as ever.
+    ///
+    /// # Errors
+    /// The group has stopped.
+    pub async fn campaign(&self, gone: NodeId) -> Result<(), ChangeError> {
+        let core = &self.core;
+        let metrics = core.metrics();
+        let votes = metrics
+            .membership_config
+            .voter_ids()
+            .any(|id| id == core.config.node);
+        if metrics.current_leader != Some(gone) || gone == core.config.node || !votes {
+            return Ok(());
+        }
+        // Without a last entry: whether this node's log suffices is for the voters to judge.
+        let request = TransferLeaderRequest::new(metrics.vote, core.config.node, None);
+        match core.raft.handle_transfer_leader(request).await {
+            Ok(Ok(())) => Ok(()),
+            // Another vote came in between: somebody stands already.
+            Ok(Err(_)) => Ok(()),
+            Err(_) => Err(ChangeError::Stopped),
+        }
     }
 
     /// Has the leader make a change, whoever that is.

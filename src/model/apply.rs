@@ -124,8 +124,12 @@ impl State {
         match command {
             Command::PutNode(node) => self.put_node(context, node),
             Command::SetNodeState { node, state } => self.set_node_state(context, *node, *state),
+            Command::RemoveNodeV1 { node } => self.remove_node_v1(context, *node),
+            Command::NodeLostV1 { node, boot } => self.lose_node_v1(context, *node, *boot),
             Command::RemoveNode { node } => self.remove_node(context, *node),
-            Command::NodeLost { node, boot } => self.lose_node(context, *node, *boot),
+            Command::NodeLost { node, boot, cause } => {
+                self.lose_node(context, *node, *boot, *cause)
+            }
             Command::CreateRoom(create) => self.create_room(context, create),
             Command::DeleteRoom { room } => self.delete_room(context, room),
             Command::SetRoomMetadata { room, metadata } => {

@@ -13,6 +13,54 @@ pub enum NodeState {
     Serving,
     /// Takes nobody new, is being emptied.
     Draining,
+    /// Taken for dead: whom it served has moved, nobody new is placed on it, until it writes its
+    /// record again. Set by `Command::NodeLost` alone. Since encoding version 2.
+    Lost {
+        /// What the verdict rested on.
+        cause: LossCause,
+    },
+}
+
+impl NodeState {
+    /// Whether it is taken for dead.
+    #[must_use]
+    pub const fn is_lost(self) -> bool {
+        matches!(self, Self::Lost { .. })
+    }
+}
+
+/// Why a node was taken for lost.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Debug)]
+pub enum LossCause {
+    /// Its process has ended: its connections were reset and new ones are refused.
+    Crashed,
+    /// It was silent for longer than the bound, to a majority of the voters.
+    Unreachable,
+    /// It answers but does not work: its disk stalls, its log lags or its sessions cannot connect.
+    Stalled,
+    /// It said goodbye.
+    Stopped,
+}
+
+impl LossCause {
+    /// Every cause, in order.
+    pub const ALL: [Self; 4] = [
+        Self::Crashed,
+        Self::Unreachable,
+        Self::Stalled,
+        Self::Stopped,
+    ];
+
+    /// One word for metrics, logs and JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Crashed => "crashed",
+            Self::Unreachable => "unreachable",
+            Self::Stalled => "stalled",
+            Self::Stopped => "stopped",
+        }
+    }
 }
 
 /// A node. It writes its own record at every start.

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::cluster::{Node, NodeState};
+use crate::cluster::{LossCause, Node, NodeState};
 use crate::id::{
-    Epoch, Identity, NodeId, ParticipantSid, RequestId, RoomName, RoomSid, TrackSid, UnixMillis,
-    Version,
+    BootId, Epoch, Identity, NodeId, ParticipantSid, RequestId, RoomName, RoomSid, TrackSid,
+    UnixMillis, Version,
 };
 use crate::participant::{Client, LeaveReason, Participant};
 use crate::permission::{Permission, SubscriptionPermission};
@@ -101,18 +101,19 @@ pub enum Command {
         /// New state.
         state: NodeState,
     },
-    /// A node is gone for good: its participants leave.
-    RemoveNode {
+    /// What encoding version 1 meant by [`Command::RemoveNode`]: the node's participants leave. Read
+    /// from older logs, never proposed.
+    RemoveNodeV1 {
         /// Node.
         node: NodeId,
     },
-    /// A node's process ended without saying goodbye: participants it served leave. `boot` guards
-    /// against a node that has come back meanwhile.
-    NodeLost {
+    /// What encoding version 1 meant by [`Command::NodeLost`]: the node's participants leave. Read
+    /// from older logs, never proposed.
+    NodeLostV1 {
         /// Node.
         node: NodeId,
         /// Start that was lost.
-        boot: crate::id::BootId,
+        boot: BootId,
     },
     /// Creates a room, or returns the present one.
     CreateRoom(CreateRoom),
@@ -230,6 +231,34 @@ pub enum Command {
     Expire,
     /// Does nothing; marks a point in the log.
     Noop,
+    /// A node is taken for dead: everybody it served moves to their standby and it takes nobody until
+    /// it writes its record again. Nobody leaves; if no other node can take them, they stay. `boot`
+    /// guards against a node that has come back meanwhile. Since encoding version 2.
+    NodeLost {
+        /// Node.
+        node: NodeId,
+        /// Start that was lost.
+        boot: BootId,
+        /// What the verdict rests on.
+        cause: LossCause,
+    },
+    /// A node is gone for good: its participants move to their standby, or leave if there is no
+    /// other node. Since encoding version 2.
+    RemoveNode {
+        /// Node.
+        node: NodeId,
+    },
+}
+
+impl Command {
+    /// The encoding version that first knew this command.
+    #[must_use]
+    pub(crate) const fn since_version(&self) -> u8 {
+        match self {
+            Self::NodeLost { .. } | Self::RemoveNode { .. } => 2,
+            _ => 1,
+        }
+    }
 }
 
 /// One participant's move to another node.
@@ -313,8 +342,8 @@ pub enum Rejection {
     /// Tokens of this identity issued before a certain time are revoked.
     #[error("token has been revoked")]
     TokenRevoked,
-    /// No such node.
-    #[error("node does not exist")]
+    /// No such node, or one that is taken for lost.
+    #[error("node does not exist or is lost")]
     NodeNotFound,
     /// A limit would be passed.
     #[error("limit exceeded: {0}")]

@@ -2,7 +2,9 @@
 //!
 //! A frame is one byte of version, then the value in postcard. `flotilla-raft` puts encoded entries
 //! into the log and encoded snapshots beside it; what an older version wrote is read by the newer
-//! one, so a new layout takes a new version and a conversion here. `fixtures/` holds bytes of every
+//! one, so a new layout takes a new version and a conversion here. What is written carries the lowest
+//! version that has everything in it, so that a node of the version before reads along until it is
+//! upgraded. `fixtures/` holds bytes of every
 //! version. Damage is found by the storage's checksums; bytes that do not decode are refused here
 //! without harm.
 
@@ -16,8 +18,12 @@ use thiserror::Error;
 use crate::State;
 use crate::command::Entry;
 
-/// The version written.
-pub const VERSION: u8 = 1;
+/// The newest version. It has what version 1 has, and appends: `Command::NodeLost`,
+/// `Command::RemoveNode` and `NodeState::Lost`.
+pub const VERSION: u8 = 2;
+
+/// The first version; the layouts of all later ones extend it.
+const VERSION_MIN: u8 = 1;
 
 /// Why bytes could not be decoded.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
@@ -50,7 +56,7 @@ pub enum DecodeError {
 /// Bytes of an entry.
 #[must_use]
 pub fn encode_entry(entry: &Entry) -> Vec<u8> {
-    encode(entry)
+    encode(entry.command.since_version(), entry)
 }
 
 /// The entry that [`encode_entry`] of this or an earlier version was given.
@@ -61,7 +67,16 @@ pub fn decode_entry(bytes: &[u8]) -> Result<Entry, DecodeError> {
 /// Bytes of a whole state. Costs about a microsecond per participant.
 #[must_use]
 pub fn encode_snapshot(state: &State) -> Vec<u8> {
-    encode(state)
+    encode(snapshot_version(state), state)
+}
+
+/// The version that first had everything in a state.
+fn snapshot_version(state: &State) -> u8 {
+    if state.nodes.values().any(|node| node.state.is_lost()) {
+        2
+    } else {
+        VERSION_MIN
+    }
 }
 
 /// The state that [`encode_snapshot`] of this or an earlier version was given.
@@ -75,7 +90,9 @@ pub fn decode_snapshot(bytes: &[u8]) -> Result<State, DecodeError> {
 pub fn state_hash(state: &State) -> u64 {
     // Postcard writes a few bytes at a time; the hash likes whole blocks.
     let mut writer = BufWriter::with_capacity(8 * 1024, Hasher(Sha256::new()));
-    writer.write_all(&[VERSION]).expect("hashing does not fail");
+    writer
+        .write_all(&[snapshot_version(state)])
+        .expect("hashing does not fail");
     writer = postcard::to_io(state, writer).expect("every state has an encoding");
     let Hasher(hash) = writer
         .into_inner()
@@ -99,13 +116,13 @@ impl Write for Hasher {
     }
 }
 
-fn encode<T: Serialize>(value: &T) -> Vec<u8> {
-    postcard::to_extend(value, vec![VERSION]).expect("every value has an encoding")
+fn encode<T: Serialize>(version: u8, value: &T) -> Vec<u8> {
+    postcard::to_extend(value, vec![version]).expect("every value has an encoding")
 }
 
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
     let (version, bytes) = bytes.split_first().ok_or(DecodeError::Empty)?;
-    if *version != VERSION {
+    if !(VERSION_MIN..=VERSION).contains(version) {
         return Err(DecodeError::UnknownVersion { found: *version });
     }
     match postcard::take_from_bytes(bytes) {

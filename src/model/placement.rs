@@ -1,11 +1,14 @@
-//! Which node relays which track to which: a pure function of homes and subscriptions.
+//! Which node relays which track to which, and who takes over from whom: pure functions of homes,
+//! subscriptions and the node table.
 //!
 //! [`crate::apply`] keeps [`Room::routes`] equal to [`routes`] by small steps; [`routes`] is the
 //! definition that its tests compare with.
 
 use std::collections::BTreeSet;
 
-use crate::id::{NodeId, TrackSid};
+use crate::State;
+use crate::cluster::NodeState;
+use crate::id::{NodeId, ParticipantSid, TrackSid, fnv1a};
 use crate::map::Map;
 use crate::participant::Participant;
 use crate::room::{Room, Route};
@@ -82,4 +85,38 @@ pub fn route(to: NodeId, publisher: &Participant) -> Option<Route> {
         to,
         epoch: publisher.epoch,
     })
+}
+
+impl State {
+    /// The node that takes a participant over if its home is lost: by rendezvous hashing among the
+    /// serving nodes of the home's region, so that a lost node's participants spread evenly and a
+    /// change of one node moves only those that it concerns. `None` if there is no other such node.
+    /// Costs a look at every node.
+    #[must_use]
+    pub fn standby(&self, participant: &Participant) -> Option<NodeId> {
+        let region = &self.nodes.get(&participant.home)?.region;
+        self.nodes
+            .values()
+            .filter(|node| {
+                node.id != participant.home
+                    && node.state == NodeState::Serving
+                    && node.region == *region
+            })
+            .map(|node| node.id)
+            .max_by_key(|node| (weight(&participant.sid, *node), *node))
+    }
+}
+
+/// What a node weighs for a participant; the heaviest is chosen.
+fn weight(sid: &ParticipantSid, node: NodeId) -> u64 {
+    mix(fnv1a(sid.as_str().as_bytes()) ^ mix(node.0))
+}
+
+/// Spreads each bit of the input over all of the output: the finalizer of SplitMix64 (Steele, Lea,
+/// Flood 2014).
+const fn mix(input: u64) -> u64 {
+    let mut value = input.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
 }

@@ -29,6 +29,7 @@ use tracing::info;
 use self::gate::Gate;
 use self::proto::admin_server::AdminServer;
 use self::service::AdminService;
+use crate::control::takeovers::Takeovers;
 
 mod change;
 mod convert;
@@ -79,6 +80,8 @@ pub struct AdminContext {
     pub group: Group,
     /// The media engines' counters.
     pub media: MediaStats,
+    /// Who was taken over.
+    pub takeovers: Takeovers,
 }
 
 /// Who may call.

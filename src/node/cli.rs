@@ -18,6 +18,7 @@ mod cluster;
 mod demo;
 mod dev;
 mod keys;
+mod node;
 mod token;
 
 /// A LiveKit-compatible media server that is a cluster.
@@ -39,6 +40,9 @@ enum Command {
     /// Founds a cluster, joins one, shows its state, removes a node from it.
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
+    /// Takes a node out of service and back.
+    #[command(subcommand)]
+    Node(node::NodeCommand),
     /// Asks or tells a running cluster through one of its nodes.
     Admin(admin::AdminArgs),
     /// Prints a new API key with its secret, and a secret for a cluster.
@@ -167,6 +171,7 @@ pub fn run() -> anyhow::Result<()> {
         Command::Demo(args) => demo::run(args),
         Command::Start(args) => start(&args),
         Command::Cluster(command) => cluster::run(command),
+        Command::Node(command) => node::run(command),
         Command::Admin(args) => runtime()?.block_on(admin::run(args)),
         Command::GenerateKeys => keys::run(),
         Command::Token(command) => token::run(command),

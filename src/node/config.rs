@@ -87,7 +87,9 @@ pub struct ClusterConfig {
     pub election_timeout_max: Duration,
     /// When a dead voter is replaced.
     pub voter_replace_after: Duration,
-    /// When an unreachable node's participants leave.
+    /// Silence that makes a node unreachable.
+    pub failure_detection: Duration,
+    /// When a node that lives but does not work is taken for lost.
     pub node_lost_after: Duration,
     /// Greatest difference of clocks.
     pub clock_skew_max: Duration,
@@ -270,6 +272,10 @@ pub struct Config {
     pub demo_kill: bool,
     /// Most participants here; 0: no limit.
     pub participants_max: u32,
+    /// Participants moved off this node per second while it drains.
+    pub drain_per_second: u32,
+    /// Longest wait for that when the process is asked to stop.
+    pub drain_timeout: Duration,
     /// LiveKit's keys that were given and have no effect.
     pub ignored: Vec<strict::Ignored>,
 }
@@ -294,6 +300,7 @@ struct File {
     signal: Signal,
     cluster: Cluster,
     admin: Admin,
+    drain: Drain,
     demo: Demo,
 }
 
@@ -348,6 +355,7 @@ struct Cluster {
     election_timeout_min: Option<Period>,
     election_timeout_max: Option<Period>,
     voter_replace_after: Option<Period>,
+    failure_detection: Option<Period>,
     node_lost_after: Option<Period>,
     clock_skew_max: Option<Period>,
     tls: Tls,
@@ -371,6 +379,13 @@ struct Admin {
     token: Option<String>,
     token_file: Option<PathBuf>,
     tls: Tls,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Drain {
+    participants_per_second: Option<u32>,
+    timeout: Option<Period>,
 }
 
 #[derive(Deserialize, Default)]
@@ -533,6 +548,16 @@ impl Config {
             demo: file.demo.enabled,
             demo_kill: file.demo.allow_kill,
             participants_max: file.limit.participants_max,
+            drain_per_second: range(
+                "drain.participants_per_second",
+                u64::from(file.drain.participants_per_second.unwrap_or(100)),
+                1,
+                100_000,
+            )? as u32,
+            drain_timeout: file
+                .drain
+                .timeout
+                .map_or(Duration::from_secs(30), |period| period.0),
             cluster,
             ignored,
         })
@@ -587,6 +612,7 @@ fn parse_cluster(file: &File, shards: u16) -> Result<ClusterConfig, ConfigError>
         election_timeout_min: period(&given.election_timeout_min, 150),
         election_timeout_max: period(&given.election_timeout_max, 300),
         voter_replace_after: period(&given.voter_replace_after, 300_000),
+        failure_detection: period(&given.failure_detection, 500),
         node_lost_after: period(&given.node_lost_after, 10_000),
         clock_skew_max: period(&given.clock_skew_max, 5_000),
         room: file.room.clone(),
@@ -608,6 +634,20 @@ fn parse_cluster(file: &File, shards: u16) -> Result<ClusterConfig, ConfigError>
         return Err(ConfigError::value(
             "cluster.election_timeout_max",
             "must be greater than cluster.election_timeout_min",
+        ));
+    }
+    // Below, a scheduling delay of a busy machine looks like death; above, nobody waits so long.
+    let sane = Duration::from_millis(100)..=Duration::from_secs(60);
+    if !sane.contains(&cluster.failure_detection) {
+        return Err(ConfigError::value(
+            "cluster.failure_detection",
+            "must be between 100ms and 60s",
+        ));
+    }
+    if cluster.node_lost_after < cluster.failure_detection {
+        return Err(ConfigError::value(
+            "cluster.node_lost_after",
+            "must not be less than cluster.failure_detection",
         ));
     }
     Ok(cluster)

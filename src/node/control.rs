@@ -1,5 +1,5 @@
 //! What keeps a node in step with the log: it registers, follows the feed, closes gaps between
-//! intent and engines, and (on the group's leader) says which nodes are lost.
+//! intent and engines, says which nodes are lost and lets those go whose clients do not come back.
 //!
 //! ```text
 //! group.feed ─ change ─┬─ reconcile ─ orders ─ shards     (first: engines know of relayed tracks
@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flotilla_model::State;
 use flotilla_model::event::Event;
@@ -24,11 +24,22 @@ use crate::mesh::Mesh;
 use crate::shard::{ShardEvent, Shards};
 use crate::telemetry::Metrics;
 
+pub mod detector;
+pub mod drain;
 pub mod failure;
+pub mod fence;
+pub mod health;
+pub mod lease;
+pub mod orphans;
 pub mod reconcile;
 pub mod register;
+pub mod takeovers;
+#[cfg(test)]
+mod testing;
 
+use health::Outcomes;
 use reconcile::{Reconciler, ShardOrder};
+use takeovers::Takeovers;
 
 /// How often rooms and participants are counted for the metrics.
 const COUNT_INTERVAL: Duration = Duration::from_secs(2);
@@ -47,6 +58,10 @@ pub struct Follower {
     pub shards: Arc<Shards>,
     /// What engines report beside sessions' events.
     pub shard_events: mpsc::Receiver<ShardEvent>,
+    /// Who was taken over.
+    pub takeovers: Takeovers,
+    /// How joins came out.
+    pub outcomes: Outcomes,
     /// Counters.
     pub metrics: Arc<Metrics>,
 }
@@ -66,7 +81,9 @@ impl Follower {
             tokio::select! {
                 change = feed.next() => match change {
                     Ok(change) => {
-                        state = change.state.clone();
+                        let before = std::mem::replace(&mut state, change.state.clone());
+                        self.takeovers.decided(&before, &state, &change.events);
+                        self.outcomes.note(Instant::now(), self.node, &before, &change.events);
                         if change.events.iter().any(is_of_nodes) {
                             self.link(&state);
                         }

@@ -234,6 +234,20 @@ impl Hub {
             .sum()
     }
 
+    /// Whether a session is here whose participant has another home.
+    #[must_use]
+    pub fn has_strays(&self, state: &State) -> bool {
+        let rooms = self.lock();
+        rooms.rooms.iter().any(|(name, local)| {
+            let present = state.rooms.get(name).map(|room| &room.participants);
+            local.sessions.iter().any(|(sid, session)| {
+                present
+                    .and_then(|present| present.get(&session.identity))
+                    .is_some_and(|present| present.sid == *sid && present.home != self.shared.node)
+            })
+        })
+    }
+
     /// Every session here gets this message.
     pub fn broadcast(&self, message: impl Fn() -> Message) {
         for room in self.lock().rooms.values() {

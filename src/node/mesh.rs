@@ -19,10 +19,13 @@ use tokio::task::AbortHandle;
 
 use crate::telemetry::Metrics;
 
+mod delay;
 pub mod enroll;
 mod link;
+mod pulse;
 mod service;
 
+pub use pulse::{Ailing, Sign, Signs};
 pub use service::{Claims, MeshService, ServiceConfig, crash};
 
 /// Generated from `proto/mesh.proto`.
@@ -31,7 +34,12 @@ pub mod proto {
     tonic::include_proto!("flotilla.mesh.v1");
 }
 
+pub use proto::Ailment;
 pub use proto::frame::Body;
+pub use proto::inquire_reply::Finding;
+
+/// Silence after which a node is unreachable, unless the configuration says otherwise.
+const BOUND: Duration = Duration::from_millis(500);
 
 /// Bodies waiting for a link's task. When it is full, the newest is dropped and counted: the node
 /// behind it has not taken anything for long.
@@ -90,18 +98,34 @@ struct Shared {
     links: Mutex<BTreeMap<NodeId, Link>>,
     /// Written by link tasks, read by failure detection and the admin API.
     health: Arc<Mutex<BTreeMap<NodeId, Health>>>,
+    signs: Signs,
+    bound: Duration,
 }
 
 struct Link {
     address: String,
     queue: mpsc::Sender<(Body, bool)>,
-    task: AbortHandle,
+    tasks: [AbortHandle; 2],
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
 }
 
 impl Mesh {
     /// A mesh without links.
     #[must_use]
     pub fn new(own: Own, channels: Channels, metrics: Arc<Metrics>) -> Self {
+        Self::bounded(own, channels, metrics, BOUND)
+    }
+
+    /// A mesh without links that looks for nodes silent for longer than `bound`.
+    #[must_use]
+    pub fn bounded(own: Own, channels: Channels, metrics: Arc<Metrics>, bound: Duration) -> Self {
         Self {
             shared: Arc::new(Shared {
                 own,
@@ -109,6 +133,8 @@ impl Mesh {
                 metrics,
                 links: Mutex::default(),
                 health: Arc::default(),
+                signs: Signs::default(),
+                bound,
             }),
         }
     }
@@ -131,8 +157,8 @@ impl Mesh {
         links.retain(|node, link| {
             let keep = nodes.get(node) == Some(&link.address);
             if !keep {
-                link.task.abort();
                 lock(&self.shared.health).remove(node);
+                self.shared.signs.remove(*node);
             }
             keep
         });
@@ -164,11 +190,47 @@ impl Mesh {
             )
             .run(),
         );
+        self.shared.signs.insert(node);
+        let pulse = pulse::PulseTask {
+            own: self.shared.own.clone(),
+            node,
+            address: address.to_owned(),
+            channels: self.shared.channels.clone(),
+            signs: self.shared.signs.clone(),
+            bound: self.shared.bound,
+        };
+        let pulse = tokio::spawn(pulse.run());
         Link {
             address: address.to_owned(),
             queue,
-            task: task.abort_handle(),
+            tasks: [task.abort_handle(), pulse.abort_handle()],
         }
+    }
+
+    /// The other nodes' signs of life.
+    #[must_use]
+    pub fn signs(&self) -> &Signs {
+        &self.shared.signs
+    }
+
+    /// Asks `whom` what it finds about a start of `node`. `None` if it is not known or does not
+    /// answer.
+    pub async fn inquire(
+        &self,
+        whom: NodeId,
+        node: NodeId,
+        boot: BootId,
+        within: Duration,
+    ) -> Option<Finding> {
+        let address = lock(&self.shared.links).get(&whom)?.address.clone();
+        let millis = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+        let request = proto::InquireRequest {
+            node: node.0,
+            boot: boot.0,
+            within_ms: millis(within),
+            bound_ms: millis(self.shared.bound),
+        };
+        pulse::inquire(&self.shared.channels, &address, request).await
     }
 
     /// What is known of every link.

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, anyhow, bail};
 use flotilla_media::engine::EngineConfig;
 use flotilla_media::peer::dtls::Certificate;
-use flotilla_model::cluster::{Node as NodeRecord, NodeState};
+use flotilla_model::cluster::{LossCause, Node as NodeRecord, NodeState};
 use flotilla_model::command::Command;
 use flotilla_model::id::{BootId, NodeId, Region};
 use flotilla_model::room::RoomOptions;
@@ -30,14 +30,18 @@ use tracing::{debug, error, info, warn};
 
 use crate::admin::{self, AdminAccess, AdminContext, AdminTls};
 use crate::config::Config;
-use crate::control::{Follower, failure, register};
+use crate::control::fence::{Fence, FenceConfig};
+use crate::control::health::{self, Outcomes};
+use crate::control::lease::Lease;
+use crate::control::takeovers::Takeovers;
+use crate::control::{Follower, drain, failure, orphans, register};
 use crate::data_dir::DataDir;
 use crate::http;
 use crate::hub::Hub;
 use crate::mesh::enroll::{self, Doorkeeper, EnrollError};
 use crate::mesh::proto::EnrollRequest;
 use crate::mesh::proto::mesh_server::MeshServer;
-use crate::mesh::{INBOUND_MAX, Mesh, MeshService, Own, ServiceConfig};
+use crate::mesh::{Ailing, INBOUND_MAX, Mesh, MeshService, Own, ServiceConfig};
 use crate::session::connection::ConnectionIds;
 use crate::session::handover::Vault;
 use crate::session::inbox::Message;
@@ -233,7 +237,13 @@ impl Node {
             cluster_id: joined.cluster_id.clone(),
             config_hash: config.cluster.hash(),
         };
-        let mesh = Mesh::new(own.clone(), channels.clone(), metrics.clone());
+        let mesh = Mesh::bounded(
+            own.clone(),
+            channels.clone(),
+            metrics.clone(),
+            config.cluster.failure_detection,
+        );
+        let ailing = Ailing::default();
         let hub = Hub::new(id, mesh.clone(), metrics.clone());
         let (inbound, arriving) = mpsc::channel(INBOUND_MAX);
         let doorkeeper = Doorkeeper {
@@ -256,6 +266,8 @@ impl Node {
             inbound,
             doorkeeper,
             claims: Arc::new(hub.clone()),
+            signs: mesh.signs().clone(),
+            ailing: ailing.clone(),
             may_crash: config.demo_kill,
             metrics: metrics.clone(),
         });
@@ -264,6 +276,8 @@ impl Node {
             serve_cluster_port(&mut tasks, ports.cluster, &channels, &group, service);
         member.join(&joined).await?;
 
+        // Shards ask it before they send; it begins once the fence has read the log.
+        let lease = Lease::new(Instant::now());
         let mut engine = EngineConfig::new(
             id,
             boot,
@@ -285,14 +299,18 @@ impl Node {
             .map(|shard| SocketAddr::new(addresses.relay_ip, shard.address.port()))
             .collect();
 
+        let session_config = session_config(&config);
+        let resume_timeout = session_config.resume_timeout;
         let sessions = Sessions::new(
-            Arc::new(session_config(&config)),
+            Arc::new(session_config),
             group.clone(),
             hub.clone(),
             shards.clone(),
             Vault::new(secret.clone()),
             metrics.clone(),
         );
+        let takeovers = Takeovers::new(id, metrics.clone());
+        let outcomes = Outcomes::default();
         let follower = Follower {
             node: id,
             group: group.clone(),
@@ -300,35 +318,62 @@ impl Node {
             mesh: mesh.clone(),
             shards: shards.clone(),
             shard_events,
+            takeovers: takeovers.clone(),
+            outcomes: outcomes.clone(),
             metrics: metrics.clone(),
         };
         tasks.spawn(follower.run());
         tasks.spawn(receive(hub.clone(), arriving));
         tasks.spawn(observe(group.clone(), shards.clone(), metrics.clone()));
-        register::register(
-            &group,
-            NodeRecord {
-                id,
-                region: Region(config.region.clone()),
-                boot,
-                cluster_address: addresses.cluster.clone(),
-                admin_address: addresses.admin.clone(),
-                client_url: addresses.client_url.clone(),
-                relay_addresses,
-                capacity: config.participants_max,
-                state: NodeState::Serving,
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-            },
-        )
-        .await;
-        let lost_after = config.cluster.node_lost_after;
-        let (watched, watching) = (group.clone(), mesh.clone());
-        tasks.spawn(async move {
-            failure::watch(id, watched, watching, lost_after).await;
-            Ok(())
-        });
-
+        let record = NodeRecord {
+            id,
+            region: Region(config.region.clone()),
+            boot,
+            cluster_address: addresses.cluster.clone(),
+            admin_address: addresses.admin.clone(),
+            client_url: addresses.client_url.clone(),
+            relay_addresses,
+            capacity: config.participants_max,
+            state: NodeState::Serving,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        register::register(&group, record.clone()).await;
         let open = Arc::new(AtomicBool::new(true));
+        let fence = FenceConfig {
+            record,
+            bound: config.cluster.failure_detection,
+            lost_after: config.cluster.node_lost_after,
+            ailing: ailing.clone(),
+            open: open.clone(),
+            metrics: metrics.clone(),
+        };
+        let fence = Fence::new(fence, group.clone(), mesh.clone(), hub.clone(), lease);
+        tasks.spawn(without_end(fence.run()));
+        tasks.spawn(without_end(health::watch(group.clone(), outcomes, ailing)));
+        let (moves, moving) = mpsc::channel(drain::MOVES_WAITING_MAX);
+        let rate = config.drain_per_second;
+        tasks.spawn(without_end(drain::watch(id, group.clone(), rate, moves)));
+        tasks.spawn(without_end(drain::carry_out(group.clone(), moving)));
+        let detection = failure::FailureConfig {
+            bound: config.cluster.failure_detection,
+            patience: config.cluster.node_lost_after,
+        };
+        let watch = failure::Watch::new(
+            id,
+            group.clone(),
+            mesh.clone(),
+            takeovers.clone(),
+            detection,
+        );
+        tasks.spawn(without_end(watch.run()));
+        tasks.spawn(without_end(orphans::watch(
+            id,
+            group.clone(),
+            hub.clone(),
+            resume_timeout,
+            metrics.clone(),
+        )));
+
         let shared = Arc::new(http::Shared {
             config: config.clone(),
             node: id,
@@ -355,6 +400,7 @@ impl Node {
                 node: id,
                 group: group.clone(),
                 media: media_stats(&shards),
+                takeovers: takeovers.clone(),
             };
             let access = admin_access(&config)?;
             async move {
@@ -402,6 +448,7 @@ impl Node {
     pub async fn stop(mut self) {
         info!(node = %self.id, "stopping");
         self.open.store(false, Ordering::Relaxed);
+        self.drain().await;
         self.hub.broadcast(|| Message::Shutdown);
         let begun = Instant::now();
         while self.hub.session_count() > 0 && begun.elapsed() < LEAVE_MAX {
@@ -423,28 +470,51 @@ impl Node {
         info!(node = %self.id, name = self.config.cluster.name, "stopped");
     }
 
-    /// Clients that come back join anew, here or elsewhere, under their identity. What remains of
-    /// the others after a moment leaves with this node.
-    async fn leave_nobody_behind(&self) {
+    /// Moves everybody to other nodes at the configured rate, if there are any.
+    async fn drain(&self) {
+        let is_empty = || drain::is_empty(&self.group.state(), self.id);
+        if is_empty() || !drain::has_successor(&self.group.state(), self.id) {
+            return;
+        }
         let begun = Instant::now();
-        loop {
-            let remaining = self
-                .group
-                .state()
-                .rooms
-                .values()
-                .any(|room| room.homes.contains_key(&self.id));
-            if !remaining {
+        let draining = Command::SetNodeState {
+            node: self.id,
+            state: NodeState::Draining,
+        };
+        let proposal = self
+            .group
+            .propose_within(new_request(), draining, Duration::from_secs(2));
+        if let Err(error) = proposal.await {
+            warn!(%error, "this node stops without moving its participants");
+            return;
+        }
+        while !is_empty() {
+            if begun.elapsed() > self.config.drain_timeout {
+                warn!("not everybody moved in time");
                 return;
             }
-            if begun.elapsed() > REJOIN_MAX {
-                break;
-            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        info!(
+            took_ms = begun.elapsed().as_millis(),
+            "everybody moved to other nodes"
+        );
+    }
+
+    /// Whom this node still serves after a moment moves to other nodes and waits there for its client.
+    /// If there is no other node, it stays and waits for this one.
+    async fn leave_nobody_behind(&self) {
+        if !drain::has_successor(&self.group.state(), self.id) {
+            return;
+        }
+        let begun = Instant::now();
+        while !drain::is_empty(&self.group.state(), self.id) && begun.elapsed() < REJOIN_MAX {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         let lost = Command::NodeLost {
             node: self.id,
             boot: self.boot,
+            cause: LossCause::Stopped,
         };
         let proposal = self
             .group
@@ -576,6 +646,12 @@ fn admin_access(config: &Config) -> anyhow::Result<AdminAccess> {
         token: config.admin_token.as_ref().map(|token| token.0.clone()),
         tls,
     })
+}
+
+/// A part of the node that ends only with it.
+async fn without_end(part: impl Future<Output = ()>) -> anyhow::Result<()> {
+    part.await;
+    Ok(())
 }
 
 async fn receive(

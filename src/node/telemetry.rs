@@ -130,6 +130,22 @@ pub struct Metrics {
     pub media: IntGaugeVec,
     /// Datagrams and packets that were not used, by reason.
     pub discards: IntGaugeVec,
+    /// Whether this node holds its lease.
+    pub lease_held: IntGauge,
+    /// Times the lease lapsed.
+    pub lease_lapses: IntCounter,
+    /// Participants at home here without a session.
+    pub orphans: IntGauge,
+    /// Takeovers in the log, by cause.
+    pub takeovers: IntCounterVec,
+    /// Milliseconds from the last sign of a lost node until its loss was certain, by cause.
+    pub takeover_detection: HistogramVec,
+    /// Milliseconds from then until a participant's new home was applied, by cause.
+    pub takeover_decision: HistogramVec,
+    /// Milliseconds from then until its session went on, by how.
+    pub takeover_adoption: HistogramVec,
+    /// Milliseconds from the decision to the first packet, by cause.
+    pub takeover_first_packet: HistogramVec,
 }
 
 impl Metrics {
@@ -248,6 +264,43 @@ impl Metrics {
                 "flotilla_media_discards",
                 "Datagrams and packets that were not used, summed over shards",
                 &["reason"],
+            )?,
+            lease_held: make.gauge(
+                "flotilla_lease_held",
+                "1 while this node may serve, 0 while it is fenced",
+            )?,
+            lease_lapses: make.counter(
+                "flotilla_lease_lapses_total",
+                "Times this node stopped serving because others may have taken over",
+            )?,
+            orphans: make.gauge(
+                "flotilla_orphans",
+                "Participants at home on this node whose client has not resumed yet",
+            )?,
+            takeovers: make.counters(
+                "flotilla_takeovers_total",
+                "Participants that got a new home or epoch, as applied on this node",
+                &["cause"],
+            )?,
+            takeover_detection: make.histograms(
+                "flotilla_takeover_detection_ms",
+                "Time from the last sign of a node until its loss was certain, where that was found",
+                &["cause"],
+            )?,
+            takeover_decision: make.histograms(
+                "flotilla_takeover_decision_ms",
+                "Time from there until the new home was applied, per participant",
+                &["cause"],
+            )?,
+            takeover_adoption: make.histograms(
+                "flotilla_takeover_adoption_ms",
+                "Time from the decision until the session went on here, per participant",
+                &["how"],
+            )?,
+            takeover_first_packet: make.histograms(
+                "flotilla_takeover_first_packet_ms",
+                "Time from the decision until the first packet of the session here, per participant",
+                &["cause"],
             )?,
             registry: registry.clone(),
         };

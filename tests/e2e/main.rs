@@ -1,4 +1,5 @@
 //! Rooms that span nodes, from outside: real processes, the test client, one file per subject.
 
+mod failover;
 mod leader_loss;
 mod media;

@@ -188,3 +188,35 @@ async fn a_stopping_leader_hands_over() {
     .await;
     cluster.await_equal().await;
 }
+
+/// Elections by timeout would take ten seconds here.
+#[tokio::test]
+async fn a_campaign_replaces_a_dead_leader_at_once() {
+    let mut cluster = Cluster::of(3, |config| {
+        config.election = (Duration::from_secs(10), Duration::from_secs(11));
+    })
+    .await;
+    let leader = cluster.leader().await;
+    let follower = cluster.follower().await;
+    let campaign = async |cluster: &Cluster, gone: u64| {
+        let group = cluster.nodes[&follower].group.clone();
+        let campaign = async move { group.campaign(NodeId(gone)).await };
+        cluster.nodes[&follower].on(campaign).await.expect("runs");
+    };
+    // Whoever is not the leader is no reason to stand.
+    let term = cluster.any().group.status().term;
+    campaign(&cluster, 9).await;
+    campaign(&cluster, follower).await;
+    cluster.any().propose(create("a")).await.expect("applied");
+    assert_eq!(cluster.any().group.status().term, term);
+
+    cluster.kill(leader);
+    let killed = Instant::now();
+    campaign(&cluster, leader).await;
+    let written = cluster.nodes[&follower].propose(create("b")).await;
+    written.expect("applied under the new leader");
+    let took = killed.elapsed();
+    assert!(took < Duration::from_secs(5), "took {took:?}");
+    assert_eq!(cluster.leader().await, follower);
+    cluster.await_equal().await;
+}

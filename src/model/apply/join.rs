@@ -20,9 +20,7 @@ impl State {
         if self.is_revoked(&join.room, &join.identity, join.token_issued_at) {
             return Err(Rejection::TokenRevoked);
         }
-        if !self.nodes.contains_key(&join.home) {
-            return Err(Rejection::NodeNotFound);
-        }
+        self.check_home(join.home)?;
         match (self.rooms.get(&join.room), &join.create) {
             (Some(room), _) => {
                 let present = room.participants.get(&join.identity);

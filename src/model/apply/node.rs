@@ -4,27 +4,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{Context, State, done};
-use crate::cluster::{Node, NodeState};
+use crate::cluster::{LossCause, Node, NodeState};
 use crate::command::{Rehome, Rejection, Reply};
 use crate::event::{Event, RoomEvent};
 use crate::id::{BootId, Identity, NodeId, RoomName, Version};
 use crate::limit;
-use crate::participant::LeaveReason;
+use crate::participant::{LeaveReason, Participant};
 
 impl State {
-    /// TEMPORARY shim: replaced by the real one on merge.
-    #[must_use]
-    pub fn standby(&self, participant: &crate::participant::Participant) -> Option<NodeId> {
-        self.nodes
-            .values()
-            .filter(|node| node.id != participant.home && node.state == NodeState::Serving)
-            .max_by_key(|node| {
-                crate::id::fnv1a(format!("{}{}", participant.sid, node.id).as_bytes())
-            })
-            .map(|node| node.id)
-    }
-
-    /// A new start of a node's process ends what the earlier one served: nobody else will.
+    /// Whom an earlier start of the node's process served stays, under a new epoch: their sessions
+    /// are gone, their clients resume here or anywhere.
     pub(super) fn put_node(
         &mut self,
         context: &mut Context<'_>,
@@ -42,15 +31,23 @@ impl State {
         limit::check("shards", node.relay_addresses.len(), limit::SHARDS_MAX)?;
         match self.nodes.get(&node.id) {
             Some(present) if **present == *node => return Ok(done(Version(0))),
-            Some(present) if present.boot != node.boot => {
-                self.remove_all_at(context, node.id, LeaveReason::SignalClose);
-            }
             Some(_) => {}
             None => limit::check("nodes", self.nodes.len() + 1, limit::NODES_MAX)?,
         }
-        self.nodes.insert(node.id, Arc::new(node.clone()));
+        let before = self.nodes.insert(node.id, Arc::new(node.clone()));
         context.events.push(Event::NodeChanged(node.id));
+        if before.is_some_and(|before| before.boot != node.boot) {
+            self.move_all_at(context, node.id, |_, _| Some(node.id));
+        }
         Ok(done(Version(0)))
+    }
+
+    /// Whether participants may be placed on a node.
+    pub(super) fn check_home(&self, id: NodeId) -> Result<(), Rejection> {
+        match self.nodes.get(&id) {
+            Some(node) if !node.state.is_lost() => Ok(()),
+            _ => Err(Rejection::NodeNotFound),
+        }
     }
 
     pub(super) fn set_node_state(
@@ -60,6 +57,13 @@ impl State {
         state: NodeState,
     ) -> Result<Reply, Rejection> {
         let present = self.nodes.get(&id).ok_or(Rejection::NodeNotFound)?;
+        if present.state.is_lost() {
+            return Err(Rejection::NodeNotFound);
+        }
+        if state.is_lost() {
+            let text = "a node is lost by a verdict, not by a wish";
+            return Err(Rejection::NotPermitted(text.to_owned()));
+        }
         if present.state != state {
             let mut node = Node::clone(present);
             node.state = state;
@@ -69,7 +73,7 @@ impl State {
         Ok(done(Version(0)))
     }
 
-    pub(super) fn remove_node(
+    pub(super) fn remove_node_v1(
         &mut self,
         context: &mut Context<'_>,
         id: NodeId,
@@ -83,7 +87,45 @@ impl State {
         Ok(done(Version(0)))
     }
 
+    /// Whom the standbys cannot take leaves: without its record, nobody could stay at the node.
+    pub(super) fn remove_node(
+        &mut self,
+        context: &mut Context<'_>,
+        id: NodeId,
+    ) -> Result<Reply, Rejection> {
+        if !self.nodes.contains_key(&id) {
+            return Err(Rejection::NodeNotFound);
+        }
+        self.move_all_at(context, id, State::standby);
+        self.remove_all_at(context, id, LeaveReason::ServerShutdown);
+        self.nodes.remove(&id);
+        context.events.push(Event::NodeRemoved(id));
+        Ok(done(Version(0)))
+    }
+
+    /// Repeated for a node that is lost already, it moves those who could not be taken then.
     pub(super) fn lose_node(
+        &mut self,
+        context: &mut Context<'_>,
+        id: NodeId,
+        boot: BootId,
+        cause: LossCause,
+    ) -> Result<Reply, Rejection> {
+        let node = self.nodes.get(&id).ok_or(Rejection::NodeNotFound)?;
+        if node.boot != boot {
+            return Err(Rejection::StaleEpoch);
+        }
+        if !node.state.is_lost() {
+            let mut node = Node::clone(node);
+            node.state = NodeState::Lost { cause };
+            self.nodes.insert(id, Arc::new(node));
+            context.events.push(Event::NodeChanged(id));
+        }
+        self.move_all_at(context, id, State::standby);
+        Ok(done(Version(0)))
+    }
+
+    pub(super) fn lose_node_v1(
         &mut self,
         context: &mut Context<'_>,
         id: NodeId,
@@ -137,13 +179,38 @@ impl State {
         if participant.epoch != rehome.epoch {
             return Err(Rejection::StaleEpoch);
         }
-        if !self.nodes.contains_key(&rehome.home) {
-            return Err(Rejection::NodeNotFound);
-        }
-        Ok(())
+        self.check_home(rehome.home)
     }
 
-    /// Looks at every participant of the region: nodes are lost rarely.
+    /// Moves whom a node serves to where `to` says; whom it says nothing of stays. Looks at every
+    /// room of the region: nodes are lost rarely.
+    fn move_all_at(
+        &mut self,
+        context: &mut Context<'_>,
+        home: NodeId,
+        to: impl Fn(&Self, &Participant) -> Option<NodeId>,
+    ) {
+        let moves: Vec<(RoomName, Vec<(Identity, NodeId)>)> = self
+            .rooms
+            .values()
+            .filter(|room| room.homes.contains_key(&home))
+            .map(|room| {
+                let served = room.participants.values().filter(|p| p.home == home);
+                let moves = served.filter_map(|p| Some((p.identity.clone(), to(self, p)?)));
+                (room.name.clone(), moves.collect())
+            })
+            .collect();
+        for (room, moves) in moves.iter().filter(|(_, moves)| !moves.is_empty()) {
+            let mut edit = self.edit(room, context.at);
+            for (identity, to) in moves {
+                edit.set_home(identity, *to);
+            }
+            edit.route_everything();
+            edit.finish(context);
+        }
+    }
+
+    /// Lets everybody go whom a node serves.
     fn remove_all_at(&mut self, context: &mut Context<'_>, home: NodeId, reason: LeaveReason) {
         let rooms: Vec<(RoomName, Vec<Identity>)> = self
             .rooms

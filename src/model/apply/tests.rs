@@ -1,5 +1,6 @@
 //! Commands applied one by one, and what must come of them.
 
+mod nodes;
 mod property;
 mod routes;
 mod tracks;
@@ -9,7 +10,7 @@ use std::sync::Arc;
 
 use crate::State;
 use crate::apply::Applied;
-use crate::cluster::{Node, NodeState};
+use crate::cluster::{LossCause, Node, NodeState};
 use crate::command::{
     Command, CreateRoom, Entry, Join, Outcome, ParticipantUpdate, Rehome, Rejection, Reply,
 };
@@ -455,36 +456,6 @@ fn a_subscription_permission_is_told_to_those_it_concerns() {
         permission: only_b,
     });
     assert_eq!(told(&events), ["c may have TR_1: false", "c looks again"]);
-}
-
-#[test]
-fn a_lost_node_takes_its_participants_with_it() {
-    let mut replica = Replica::new();
-    replica.done(join("r", "a", 1));
-    replica.done(join("r", "b", 2));
-    let lost = |boot| Command::NodeLost {
-        node: NodeId(1),
-        boot: BootId(boot),
-    };
-    assert_eq!(replica.refused(lost(7)), Rejection::StaleEpoch);
-    let (_, events) = replica.done(lost(1));
-    assert_eq!(told(&events), ["a left: SignalClose"]);
-    assert!(replica.state.nodes.contains_key(&NodeId(1)));
-
-    replica.done(join("r", "a", 1));
-    let (_, events) = replica.done(Command::PutNode(node(1, 2)));
-    assert_eq!(told(&events), ["a left: SignalClose", "node 1 changed"]);
-    let (_, events) = replica.done(Command::PutNode(node(1, 2)));
-    assert_eq!(told(&events), [""; 0]);
-    let (_, events) = replica.done(Command::RemoveNode { node: NodeId(2) });
-    assert_eq!(told(&events), ["b left: ServerShutdown", "node 2 removed"]);
-    let (_, events) = replica.done(Command::SetNodeState {
-        node: NodeId(3),
-        state: NodeState::Draining,
-    });
-    assert_eq!(told(&events), ["node 3 changed"]);
-    let gone = Command::RemoveNode { node: NodeId(2) };
-    assert_eq!(replica.refused(gone), Rejection::NodeNotFound);
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! Stored bytes of every version are still understood, and today's are what they were.
 //!
-//! `FLOTILLA_WRITE_FIXTURES=1 cargo test -p flotilla-model fixtures` writes the current version's
-//! files, which is needed once after [`VERSION`] was raised.
+//! `FLOTILLA_WRITE_FIXTURES=1 cargo test -p flotilla-model fixtures` writes the files, which is needed once after [`VERSION`] was raised.
 
 use std::path::PathBuf;
 
@@ -9,7 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::apply::tests::{Replica, create, join, join_of, leave, node, publish, track};
-use crate::cluster::NodeState;
+use crate::cluster::{LossCause, NodeState};
 use crate::command::{Command, ParticipantUpdate, Rejection};
 use crate::id::{RequestId, UnixMillis};
 use crate::participant::LeaveReason;
@@ -17,8 +16,8 @@ use crate::permission::SubscriptionPermission;
 use crate::track::{Layer, Quality, Source, Track, TrackCodec};
 use crate::unit::Size;
 
-/// One of every command but `Expire` and `Noop`, some of them refused.
-fn commands() -> Vec<Command> {
+/// One of every command of version 1 but `Expire` and `Noop`, some of them refused.
+fn commands_v1() -> Vec<Command> {
     let mut described = track("TR_1", Source::Camera, true);
     described.codecs = vec![TrackCodec {
         mime: "video/vp8".to_owned(),
@@ -110,11 +109,11 @@ fn commands() -> Vec<Command> {
         },
         leave("hall", "c"),
         Command::Rehome { moves: Vec::new() },
-        Command::NodeLost {
+        Command::NodeLostV1 {
             node: node(3, 30).id,
             boot: node(3, 31).boot,
         },
-        Command::RemoveNode {
+        Command::RemoveNodeV1 {
             node: node(3, 30).id,
         },
         Command::DeleteRoom {
@@ -132,11 +131,38 @@ fn update_track(track: Track) -> Command {
     }
 }
 
+/// What version 2 added.
+fn commands_v2() -> Vec<Command> {
+    vec![
+        Command::NodeLost {
+            node: node(1, 10).id,
+            boot: node(1, 10).boot,
+            cause: LossCause::Unreachable,
+        },
+        Command::PutNode(node(4, 40)),
+        Command::RemoveNode {
+            node: node(4, 40).id,
+        },
+    ]
+}
+
+/// Entries that version 1 could write.
+fn entries_v1() -> Vec<Entry> {
+    let mut commands = commands_v1();
+    commands.extend([Command::Expire, Command::Noop]);
+    numbered(commands)
+}
+
 fn entries() -> Vec<Entry> {
-    let commands = commands()
-        .into_iter()
-        .chain([Command::Expire, Command::Noop]);
+    let mut commands = commands_v1();
+    commands.extend([Command::Expire, Command::Noop]);
+    commands.extend(commands_v2());
+    numbered(commands)
+}
+
+fn numbered(commands: Vec<Command>) -> Vec<Entry> {
     commands
+        .into_iter()
         .enumerate()
         .map(|(index, command)| Entry {
             at: UnixMillis(1_700_000_000_000 + index as u64 * 100),
@@ -147,9 +173,13 @@ fn entries() -> Vec<Entry> {
 }
 
 fn state() -> State {
+    state_after(&entries())
+}
+
+fn state_after(entries: &[Entry]) -> State {
     let mut state = State::default();
-    for entry in entries() {
-        state.apply(&entry);
+    for entry in entries {
+        state.apply(entry);
     }
     state
 }
@@ -190,19 +220,37 @@ fn fixture(name: &str, now: impl FnOnce() -> Vec<u8>) -> Vec<u8> {
     std::fs::read(&path).expect("the fixture can be read")
 }
 
+/// Version 1's bytes are read as ever, and what it could write is still written as it did, so that
+/// its nodes read along.
 #[test]
 fn reads_fixtures_of_version_1() {
-    let entries_v1 = fixture("entries-v1.bin", || join_entries(&entries()));
-    let snapshot_v1 = fixture("snapshot-v1.bin", || encode_snapshot(&state()));
-    assert_eq!(split_entries(&entries_v1), entries());
+    let state = state_after(&entries_v1());
+    let entries_v1_bytes = fixture("entries-v1.bin", || join_entries(&entries_v1()));
+    let snapshot_v1 = fixture("snapshot-v1.bin", || encode_snapshot(&state));
+    assert_eq!(split_entries(&entries_v1_bytes), entries_v1());
     let decoded = decode_snapshot(&snapshot_v1).expect("a stored snapshot decodes");
+    assert_eq!(decoded, state);
+    assert_eq!(decoded.next_deadline(), state.next_deadline());
+    assert_eq!(join_entries(&entries_v1()), entries_v1_bytes);
+    assert_eq!(encode_snapshot(&state), snapshot_v1);
+}
+
+#[test]
+fn reads_fixtures_of_version_2() {
+    let entries_v2 = fixture("entries-v2.bin", || join_entries(&entries()));
+    let snapshot_v2 = fixture("snapshot-v2.bin", || encode_snapshot(&state()));
+    assert_eq!(split_entries(&entries_v2), entries());
+    let decoded = decode_snapshot(&snapshot_v2).expect("a stored snapshot decodes");
     assert_eq!(decoded, state());
-    assert_eq!(decoded.next_deadline(), state().next_deadline());
+    assert_eq!(snapshot_v2[0], 2, "it has a lost node");
+    let lost = decoded.nodes.get(&node(1, 10).id).expect("still known");
+    let cause = LossCause::Unreachable;
+    assert_eq!(lost.state, NodeState::Lost { cause });
 
     // The layout must not change under a version's name.
-    assert_eq!(VERSION, 1, "a new version needs fixtures of its own");
-    assert_eq!(join_entries(&entries()), entries_v1);
-    assert_eq!(encode_snapshot(&state()), snapshot_v1);
+    assert_eq!(VERSION, 2, "a new version needs fixtures of its own");
+    assert_eq!(join_entries(&entries()), entries_v2);
+    assert_eq!(encode_snapshot(&state()), snapshot_v2);
 }
 
 #[test]
@@ -221,7 +269,7 @@ fn refuses_what_is_not_an_encoding() {
     let mut newer = snapshot.clone();
     newer[0] = VERSION + 1;
     let error = decode_snapshot(&newer).expect_err("is not known");
-    let text = "encoding version 2 is not known, this program reads up to 1";
+    let text = "encoding version 3 is not known, this program reads up to 2";
     assert_eq!(error.to_string(), text);
     for length in 1..snapshot.len() {
         let error = decode_snapshot(&snapshot[..length]).expect_err("is cut off");

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use flotilla_model::cluster::NodeState;
 use flotilla_model::command::{Command, Rejection, Reply};
 use flotilla_model::id::{Identity, NodeId, RequestId, RoomName, UnixMillis};
 use flotilla_model::participant::LeaveReason;
@@ -12,6 +13,7 @@ use tracing::info;
 use super::read::log_id;
 use super::service::{AdminService, needed};
 use super::{error, proto};
+use crate::control::drain;
 
 /// Longest wait for a snapshot.
 const SNAPSHOT_MAX: Duration = Duration::from_secs(60);
@@ -80,6 +82,41 @@ impl AdminService {
         Ok(proto::AddNodeResponse {
             position: self.position_now(),
         })
+    }
+
+    pub(super) async fn drain(
+        &self,
+        request: &proto::DrainNodeRequest,
+    ) -> Result<proto::DrainNodeResponse, Status> {
+        let node = node_id(request.node)?;
+        if !drain::has_successor(&self.context.group.state(), node) {
+            return Err(Status::failed_precondition(format!(
+                "node {node} cannot be drained: no other node of its region serves"
+            )));
+        }
+        self.set_state(node, NodeState::Draining).await?;
+        info!(%node, "node drained by an operator");
+        Ok(proto::DrainNodeResponse {
+            position: self.position_now(),
+        })
+    }
+
+    pub(super) async fn resume(
+        &self,
+        request: &proto::ResumeNodeRequest,
+    ) -> Result<proto::ResumeNodeResponse, Status> {
+        let node = node_id(request.node)?;
+        self.set_state(node, NodeState::Serving).await?;
+        info!(%node, "node resumed by an operator");
+        Ok(proto::ResumeNodeResponse {
+            position: self.position_now(),
+        })
+    }
+
+    async fn set_state(&self, node: NodeId, state: NodeState) -> Result<(), Status> {
+        let changed = self.propose(Command::SetNodeState { node, state }).await;
+        changed.map_err(|error| error::of_proposal(&error))?;
+        Ok(())
     }
 
     /// Out of the group first: from then on it can no longer write itself into the state again.

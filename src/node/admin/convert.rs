@@ -12,9 +12,30 @@ use flotilla_model::track::{Kind, Source, Track};
 use super::live::Live;
 use super::proto;
 use super::proto::event::What;
+use crate::control::takeovers::Takeover;
 
 /// Most routes told with a change of a room's routes.
 const ROUTES_TOLD_MAX: usize = 1000;
+
+pub(super) fn takeover(takeover: &Takeover) -> proto::Takeover {
+    proto::Takeover {
+        number: takeover.number,
+        room: takeover.room.to_string(),
+        sid: takeover.sid.to_string(),
+        cause: takeover.cause.name().to_owned(),
+        from: takeover.from.0,
+        to: takeover.to.0,
+        epoch: takeover.epoch.0,
+        heard_at_ms: takeover.heard_at.map(|at| at.0),
+        detected_at_ms: takeover.detected_at.map(|at| at.0),
+        decided_at_ms: takeover.decided_at.0,
+        adopted_at_ms: takeover.adopted.map(|(at, _)| at.0),
+        adoption: takeover
+            .adopted
+            .map_or_else(String::new, |(_, how)| how.name().to_owned()),
+        first_packet_at_ms: takeover.first_packet_at.map(|at| at.0),
+    }
+}
 
 pub(super) fn node(node: &Node, state: &State) -> proto::Node {
     let served = state
@@ -30,6 +51,7 @@ pub(super) fn node(node: &Node, state: &State) -> proto::Node {
         state: match node.state {
             NodeState::Serving => proto::NodeState::Serving,
             NodeState::Draining => proto::NodeState::Draining,
+            NodeState::Lost { .. } => proto::NodeState::Lost,
         }
         .into(),
         boot: node.boot.0,

@@ -13,6 +13,7 @@ use super::live::Live;
 use super::page::Pager;
 use super::service::{AdminService, needed};
 use super::{convert, proto};
+use crate::control::takeovers::Takeover;
 
 /// Changes looked at per step when an older state is searched.
 const HISTORY_STEP: u64 = 1024;
@@ -111,6 +112,26 @@ impl AdminService {
             position: self.position(&applied),
             room_version: room.version.0,
             tracks,
+            next_page_token,
+        })
+    }
+
+    pub(super) fn takeovers(
+        &self,
+        request: &proto::ListTakeoversRequest,
+    ) -> Result<proto::ListTakeoversResponse, Status> {
+        let pager = Pager::new(request.page.as_ref())?;
+        // As text the numbers keep their order.
+        let key = |takeover: &Takeover| format!("{:020}", takeover.number);
+        let all = self.context.takeovers.list(None);
+        let all = all
+            .iter()
+            .filter(|takeover| pager.is_after(&[&key(takeover)]));
+        let (takeovers, next_page_token) =
+            pager.take(all.map(|takeover| (vec![key(takeover)], convert::takeover(takeover))));
+        Ok(proto::ListTakeoversResponse {
+            position: self.position_now(),
+            takeovers,
             next_page_token,
         })
     }

@@ -126,6 +126,13 @@ impl Admin for AdminService {
             .map(Response::new)
     }
 
+    async fn list_takeovers(
+        &self,
+        request: Request<proto::ListTakeoversRequest>,
+    ) -> Result<Response<proto::ListTakeoversResponse>, Status> {
+        self.takeovers(&request.into_inner()).map(Response::new)
+    }
+
     async fn watch(
         &self,
         request: Request<proto::WatchRequest>,
@@ -156,6 +163,20 @@ impl Admin for AdminService {
         self.admit_node(request.into_inner())
             .await
             .map(Response::new)
+    }
+
+    async fn drain_node(
+        &self,
+        request: Request<proto::DrainNodeRequest>,
+    ) -> Result<Response<proto::DrainNodeResponse>, Status> {
+        self.drain(&request.into_inner()).await.map(Response::new)
+    }
+
+    async fn resume_node(
+        &self,
+        request: Request<proto::ResumeNodeRequest>,
+    ) -> Result<Response<proto::ResumeNodeResponse>, Status> {
+        self.resume(&request.into_inner()).await.map(Response::new)
     }
 
     async fn remove_node(

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use flotilla_media::stats::{RelayStats, Stats};
-use flotilla_model::cluster::{Node, NodeState};
+use flotilla_model::cluster::{LossCause, Node, NodeState};
 use flotilla_model::command::{Command, CreateRoom, Join};
 use flotilla_model::id::{BootId, NodeId, Region, RequestId, UnixMillis};
 use flotilla_model::participant::Client;
@@ -28,6 +28,8 @@ use tonic::{Request, Status};
 
 use super::proto::admin_client::AdminClient;
 use super::{AdminAccess, AdminContext, AdminError, proto, serve};
+use crate::control::takeovers::Takeovers;
+use crate::telemetry::Metrics;
 
 pub(crate) const TOKEN: &str = "the admin token";
 
@@ -37,6 +39,7 @@ type Asking =
 /// A node of one, with an admin port.
 pub(crate) struct Port {
     group: Group,
+    pub(crate) takeovers: Takeovers,
     pub(crate) address: SocketAddr,
     stop: oneshot::Sender<()>,
     serving: JoinHandle<Result<(), AdminError>>,
@@ -55,10 +58,13 @@ impl Port {
         }
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("has an address");
+        let metrics = Metrics::new(NodeId(1)).expect("no clash");
+        let takeovers = Takeovers::new(NodeId(1), metrics);
         let context = AdminContext {
             node: NodeId(1),
             group: group.clone(),
             media: Arc::new(|| Box::pin(async { vec![stats()] })),
+            takeovers: takeovers.clone(),
         };
         let access = AdminAccess {
             token: Some(TOKEN.to_owned()),
@@ -70,6 +76,7 @@ impl Port {
         }));
         Self {
             group,
+            takeovers,
             address,
             stop,
             serving,
@@ -92,6 +99,21 @@ impl Port {
         propose(&self.group, join("call", "a", 1)).await;
         propose(&self.group, join("call", "b", 2)).await;
         propose(&self.group, publish("call", "a", "TR_1")).await;
+    }
+
+    /// Node 1 crashes: `a` moves to node 2, and the record of takeovers has it.
+    pub(crate) async fn lose_node_1(&self) {
+        let before = self.group.state();
+        let lost = Command::NodeLost {
+            node: NodeId(1),
+            boot: node(1).boot,
+            cause: LossCause::Crashed,
+        };
+        let mut feed = self.group.feed();
+        propose(&self.group, lost).await;
+        let change = feed.next().await.expect("the change follows");
+        self.takeovers
+            .decided(&before, &change.state, &change.events);
     }
 
     pub(crate) async fn close(self) {

@@ -97,6 +97,8 @@ enum AdminCommand {
         /// Only this room's.
         room: Option<String>,
     },
+    /// Participants that got a new home, as the asked node knows them.
+    Takeovers,
     /// Hash of the replicated state, to compare between nodes.
     Hash {
         /// State after this log entry instead of the newest.
@@ -133,7 +135,17 @@ enum AdminCommand {
         /// From the file `incarnation` in its data folder.
         incarnation: u64,
     },
-    /// Removes a node for good; its participants leave.
+    /// Has a node take nobody new and move its participants to other nodes.
+    DrainNode {
+        /// Its number.
+        node: u64,
+    },
+    /// Has a draining node take participants again.
+    ResumeNode {
+        /// Its number.
+        node: u64,
+    },
+    /// Removes a node for good; its participants move to other nodes.
     RemoveNode {
         /// Its number.
         node: u64,
@@ -221,6 +233,10 @@ async fn answer(
             let list = client.routes(room.as_deref().unwrap_or_default()).await?;
             (json::routes(&list), table::routes(&list.entries))
         }
+        AdminCommand::Takeovers => {
+            let list = client.takeovers().await?;
+            (json::takeovers(&list), table::takeovers(&list.entries))
+        }
         AdminCommand::Hash { at } => {
             let hash = client.hash(at).await?;
             (json::hash(&hash), table::hash(&hash))
@@ -264,6 +280,16 @@ async fn change(
             let text = format!("Node {node} is a member now.\n");
             (json::done(added.position, None), text)
         }
+        AdminCommand::DrainNode { node } => {
+            let drained = client.drain_node(node).await?;
+            let text = format!("Node {node} takes nobody new; its participants move.\n");
+            (json::done(drained.position, None), text)
+        }
+        AdminCommand::ResumeNode { node } => {
+            let resumed = client.resume_node(node).await?;
+            let text = format!("Node {node} takes participants again.\n");
+            (json::done(resumed.position, None), text)
+        }
         AdminCommand::RemoveNode { node } => {
             let removed = client.remove_node(node).await?;
             (
@@ -297,6 +323,7 @@ async fn change(
         | AdminCommand::Participants { .. }
         | AdminCommand::Tracks { .. }
         | AdminCommand::Routes { .. }
+        | AdminCommand::Takeovers
         | AdminCommand::Hash { .. }
         | AdminCommand::Watch { .. } => unreachable!("reads are answered elsewhere"),
     })

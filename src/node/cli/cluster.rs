@@ -53,7 +53,8 @@ struct Admin {
     args: AdminArgs,
 }
 
-fn administer(config: &Config, words: &[&str]) -> anyhow::Result<()> {
+/// Has `flotilla admin` do what `words` say, at the node that the configuration describes.
+pub(super) fn administer(config: &Config, words: &[&str]) -> anyhow::Result<()> {
     let scheme = if config.admin_tls.is_some() {
         "https://"
     } else {

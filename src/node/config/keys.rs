@@ -386,10 +386,16 @@ pub const KEYS: &[Key] = &[
         "How long a voter may be unreachable before another node takes its vote.",
     ),
     cluster(
+        "cluster.failure_detection",
+        "duration",
+        "500ms",
+        "How long a node may be silent before a majority of the voters takes it for lost and its participants move to other nodes; also how long it may be without contact before it stops sending media by itself. A process that has ended is noticed at once, without this. Smaller values find frozen nodes sooner and need a steadier network: the round trip and its variation must stay well below.",
+    ),
+    cluster(
         "cluster.node_lost_after",
         "duration",
         "10s",
-        "How long a node may be unreachable before its participants are taken to have left. Their clients have reconnected elsewhere long before.",
+        "How long a node that answers may fail to work (its disk or its log stalls, its sessions do not connect, or the leader cannot reach it while others can) before its participants move to other nodes.",
     ),
     cluster(
         "cluster.clock_skew_max",
@@ -462,6 +468,18 @@ pub const KEYS: &[Key] = &[
         "path",
         "none",
         "PEM certificates of the authority that callers must be certified by.",
+    ),
+    node(
+        "drain.participants_per_second",
+        "number",
+        "100",
+        "How many participants per second move to other nodes while this one is drained. Each move costs its client a resume and the new home a session.",
+    ),
+    node(
+        "drain.timeout",
+        "duration",
+        "30s",
+        "How long a process that is asked to stop may take to move its participants, if there is another node. Whoever is left then moves at once.",
     ),
     node(
         "demo.enabled",

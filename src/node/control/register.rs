@@ -1,4 +1,5 @@
-//! Writes this node's record at its start, after the participants of its previous start have left.
+//! Writes this node's record at its start. Whom its previous start served stays at home here, under a
+//! new epoch, and waits for its client ([`super::orphans`]).
 
 use std::time::Duration;
 
@@ -28,20 +29,11 @@ pub async fn register(group: &Group, record: Node) {
     }
 }
 
-async fn attempt(group: &Group, record: &Node) -> Result<(), String> {
-    let state = group.read().await.map_err(|error| error.to_string())?;
-    if let Some(previous) = state.nodes.get(&record.id)
-        && previous.boot != record.boot
-    {
-        let lost = Command::NodeLost {
-            node: record.id,
-            boot: previous.boot,
-        };
-        group
-            .propose(new_request(), lost)
-            .await
-            .map_err(|error| error.to_string())?;
-    }
+/// Writes the record once.
+///
+/// # Errors
+/// Why the group did not take it.
+pub(super) async fn attempt(group: &Group, record: &Node) -> Result<(), String> {
     group
         .propose(new_request(), Command::PutNode(record.clone()))
         .await

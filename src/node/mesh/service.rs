@@ -16,10 +16,10 @@ use super::enroll::Doorkeeper;
 use super::proto::mesh_server::Mesh;
 use super::proto::{
     Acknowledgement, ClaimReply, ClaimRequest, CrashReply, CrashRequest, EnrollReply,
-    EnrollRequest, Frame, HeartbeatReply, Hello, LinkReply, LinkRequest, Welcome, link_reply,
-    link_request,
+    EnrollRequest, Frame, HeartbeatReply, Hello, InquireReply, InquireRequest, LinkReply,
+    LinkRequest, PulseReply, PulseRequest, Welcome, link_reply, link_request,
 };
-use super::{Inbound, Own, lock};
+use super::{Ailing, Inbound, Own, Signs, lock};
 use crate::telemetry::Metrics;
 
 /// Answers handed to a stream ahead of its flow control.
@@ -28,6 +28,10 @@ const REPLIES_MAX: usize = 64;
 const ACKNOWLEDGE_EVERY: u64 = 64;
 /// Time after which one goes out at the latest.
 const ACKNOWLEDGE_AFTER: Duration = Duration::from_millis(50);
+/// Answers to pings that wait for the stream. A caller that reads nothing gets no more.
+const PULSES_MAX: usize = 4;
+/// Longest that a caller may have its question wait for clarity.
+const INQUIRY_MAX: Duration = Duration::from_secs(5);
 /// Nodes remembered.
 const NODES_MAX: usize = 4096;
 
@@ -41,6 +45,10 @@ pub struct ServiceConfig {
     pub doorkeeper: Doorkeeper,
     /// Lets go of sessions.
     pub claims: Arc<dyn Claims>,
+    /// Where other nodes' pings are noted.
+    pub signs: Signs,
+    /// What this node says is wrong with itself.
+    pub ailing: Ailing,
     /// Whether `Crash` is allowed.
     pub may_crash: bool,
     /// Counters.
@@ -280,6 +288,55 @@ impl Mesh for MeshService {
     async fn claim(&self, request: Request<ClaimRequest>) -> Result<Response<ClaimReply>, Status> {
         let claims = &self.shared.config.claims;
         Ok(Response::new(claims.claim(request.into_inner()).await))
+    }
+
+    type PulseStream =
+        Pin<Box<dyn tokio_stream::Stream<Item = Result<PulseReply, Status>> + Send + 'static>>;
+
+    async fn pulse(
+        &self,
+        request: Request<Streaming<PulseRequest>>,
+    ) -> Result<Response<Self::PulseStream>, Status> {
+        let mut requests = request.into_inner();
+        let (replies, outgoing) = mpsc::channel(PULSES_MAX);
+        let shared = self.shared.clone();
+        tokio::spawn(async move {
+            // An error ends the stream; the caller opens it again.
+            while let Ok(Some(ping)) = requests.message().await {
+                let config = &shared.config;
+                if ping.cluster_id != config.own.cluster_id {
+                    return;
+                }
+                config.signs.heard(NodeId(ping.node), BootId(ping.boot));
+                let reply = PulseReply {
+                    token: ping.token,
+                    node: config.own.node.0,
+                    boot: config.own.boot.0,
+                    ailment: config.ailing.get().into(),
+                };
+                if replies.send(Ok(reply)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+    }
+
+    async fn inquire(
+        &self,
+        request: Request<InquireRequest>,
+    ) -> Result<Response<InquireReply>, Status> {
+        let request = request.into_inner();
+        let millis = |count: u32| Duration::from_millis(count.into());
+        let finding = self.shared.config.signs.find(
+            NodeId(request.node),
+            BootId(request.boot),
+            millis(request.bound_ms),
+            millis(request.within_ms).min(INQUIRY_MAX),
+        );
+        Ok(Response::new(InquireReply {
+            finding: finding.await.into(),
+        }))
     }
 
     async fn crash(&self, _: Request<CrashRequest>) -> Result<Response<CrashReply>, Status> {

@@ -30,6 +30,8 @@ struct Side {
     channels: Channels,
     inbound: mpsc::Receiver<Inbound>,
     address: String,
+    mesh: Mesh,
+    ailing: Ailing,
     server: Option<tokio::runtime::Runtime>,
 }
 
@@ -61,6 +63,9 @@ impl Side {
         let (inbound_in, inbound) = mpsc::channel(INBOUND_MAX);
         let channels = channels(SECRET);
         let mesh = Mesh::new(own(node), channels.clone(), metrics());
+        let own_mesh = mesh.clone();
+        let signs = mesh.signs().clone();
+        let ailing = Ailing::default();
         let mut side = Self {
             service: MeshService::new(ServiceConfig {
                 own: own(node),
@@ -78,9 +83,13 @@ impl Side {
                     mesh,
                 },
                 claims: Arc::new(Nothing),
+                signs,
+                ailing: ailing.clone(),
                 may_crash: false,
                 metrics: metrics(),
             }),
+            mesh: own_mesh,
+            ailing,
             channels,
             inbound,
             address: "127.0.0.1:0".into(),
@@ -187,6 +196,87 @@ async fn silent_nodes_are_not_alive() {
         sender.is_alive(NodeId(1), Duration::ZERO),
         "this node itself"
     );
+}
+
+async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_dead_process_is_found_gone_at_once_and_its_next_start_heard() {
+    let mut other = Side::new(2).await;
+    let watcher = Mesh::new(own(1), channels(SECRET), metrics());
+    watcher.set_nodes(&BTreeMap::from([(NodeId(2), other.address.clone())]));
+    let sign = || watcher.signs().of(NodeId(2)).expect("listened to");
+    eventually("it answers", || sign().contact.is_some()).await;
+    assert_eq!(sign().boot, Some(BootId(200)));
+    assert!(!sign().is_gone(Instant::now()));
+    assert_eq!(sign().ailment, None);
+    other.ailing.set(Ailment::Disk);
+    eventually("it says that it is ill", || {
+        sign()
+            .ailment
+            .is_some_and(|(ailment, _)| ailment == Ailment::Disk)
+    })
+    .await;
+
+    let cut = Instant::now();
+    other.cut();
+    eventually("it is gone", || sign().is_gone(Instant::now())).await;
+    let took = cut.elapsed();
+    // Long before any bound of silence: nobody waits for pings here.
+    assert!(took < Duration::from_millis(400), "took {took:?}");
+    let find = watcher.signs().find(NodeId(2), BootId(200), BOUND, BOUND);
+    assert_eq!(find.await, Finding::Gone);
+
+    other.serve().await;
+    eventually("it is heard again", || {
+        !sign().is_gone(Instant::now()) && sign().contact.is_some_and(|at| at > cut)
+    })
+    .await;
+    let find = watcher.signs().find(NodeId(2), BootId(200), BOUND, BOUND);
+    assert_eq!(find.await, Finding::Heard);
+    let find = watcher.signs().find(NodeId(2), BootId(100), BOUND, BOUND);
+    assert_eq!(find.await, Finding::Gone, "another start answers");
+}
+
+#[tokio::test]
+async fn a_port_that_takes_connections_but_never_answers_is_silent_not_gone() {
+    // What a stopped process looks like: the kernel accepts for it.
+    let frozen = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = frozen.local_addr().expect("bound").to_string();
+    let side = Side::new(2).await;
+    side.mesh.set_nodes(&BTreeMap::from([(NodeId(3), address)]));
+    let bound = Duration::from_millis(100);
+    let find = side.mesh.signs().find(NodeId(3), BootId(300), bound, BOUND);
+    assert_eq!(find.await, Finding::Silent);
+    assert!(
+        !side
+            .mesh
+            .signs()
+            .of(NodeId(3))
+            .expect("known")
+            .is_gone(Instant::now())
+    );
+
+    // Asked through another node, the answer is the same.
+    let asker = Mesh::new(own(1), channels(SECRET), metrics());
+    asker.set_nodes(&BTreeMap::from([(NodeId(2), side.address.clone())]));
+    let found = asker
+        .inquire(NodeId(2), NodeId(3), BootId(300), BOUND)
+        .await;
+    assert_eq!(found, Some(Finding::Silent));
+    let found = asker.inquire(NodeId(2), NodeId(9), BootId(1), BOUND).await;
+    assert_eq!(found, Some(Finding::Unknown));
+    assert_eq!(
+        asker.inquire(NodeId(7), NodeId(3), BootId(1), BOUND).await,
+        None
+    );
+    drop(frozen);
 }
 
 fn request() -> EnrollRequest {

@@ -159,6 +159,20 @@ fn of_subscriptions() -> impl Strategy<Value = Command> {
     ]
 }
 
+fn states() -> impl Strategy<Value = NodeState> {
+    prop::sample::select(vec![
+        NodeState::Serving,
+        NodeState::Draining,
+        NodeState::Lost {
+            cause: LossCause::Crashed,
+        },
+    ])
+}
+
+fn causes() -> impl Strategy<Value = LossCause> {
+    prop::sample::select(LossCause::ALL.to_vec())
+}
+
 fn of_nodes_and_rooms() -> impl Strategy<Value = Command> {
     let boot = || (1u64..3).prop_map(BootId);
     let moves = (rooms(), identities(), sids(), 1u64..40, homes()).prop_map(
@@ -171,20 +185,23 @@ fn of_nodes_and_rooms() -> impl Strategy<Value = Command> {
         },
     );
     prop_oneof![
-        (homes(), boot()).prop_map(|(id, boot)| Command::PutNode(node(id.0, boot.0))),
-        homes().prop_map(|node| Command::SetNodeState {
+        2 => (homes(), boot()).prop_map(|(id, boot)| Command::PutNode(node(id.0, boot.0))),
+        1 => (homes(), states()).prop_map(|(node, state)| Command::SetNodeState { node, state }),
+        1 => homes().prop_map(|node| Command::RemoveNode { node }),
+        1 => homes().prop_map(|node| Command::RemoveNodeV1 { node }),
+        1 => (homes(), boot()).prop_map(|(node, boot)| Command::NodeLostV1 { node, boot }),
+        3 => (homes(), boot(), causes()).prop_map(|(node, boot, cause)| Command::NodeLost {
             node,
-            state: NodeState::Draining
+            boot,
+            cause
         }),
-        homes().prop_map(|node| Command::RemoveNode { node }),
-        (homes(), boot()).prop_map(|(node, boot)| Command::NodeLost { node, boot }),
-        rooms().prop_map(|room| Command::CreateRoom(create(room.as_str()))),
-        rooms().prop_map(|room| Command::DeleteRoom { room }),
-        (rooms(), "[ab]{0,1}")
+        1 => rooms().prop_map(|room| Command::CreateRoom(create(room.as_str()))),
+        1 => rooms().prop_map(|room| Command::DeleteRoom { room }),
+        1 => (rooms(), "[ab]{0,1}")
             .prop_map(|(room, metadata)| Command::SetRoomMetadata { room, metadata }),
-        prop::collection::vec(moves, 0..40).prop_map(|moves| Command::Rehome { moves }),
-        Just(Command::Expire),
-        Just(Command::Noop),
+        1 => prop::collection::vec(moves, 0..40).prop_map(|moves| Command::Rehome { moves }),
+        1 => Just(Command::Expire),
+        1 => Just(Command::Noop),
     ]
 }
 
@@ -290,6 +307,54 @@ fn check_versions(before: &State, after: &State, entry: &Entry, applied: &Applie
     }
 }
 
+/// Everybody who is in a room, with what must survive a takeover.
+fn present(state: &State) -> BTreeMap<(RoomName, Identity), (ParticipantSid, Vec<TrackSid>)> {
+    let mut present = BTreeMap::new();
+    for room in state.rooms.values() {
+        for participant in room.participants.values() {
+            let key = (room.name.clone(), participant.identity.clone());
+            let tracks = participant.tracks.keys().cloned().collect();
+            present.insert(key, (participant.sid.clone(), tracks));
+        }
+    }
+    present
+}
+
+/// Nobody leaves because a node is lost, starts again or is removed while others can take over; who
+/// moved has a higher epoch, and where another node serves, nobody stays behind.
+fn check_takeover(before: &State, after: &State, entry: &Entry) {
+    let node = match &entry.command {
+        Command::NodeLost { node, .. } | Command::RemoveNode { node } => *node,
+        Command::PutNode(node) => node.id,
+        _ => return,
+    };
+    let others = |state: &State| {
+        state
+            .nodes
+            .values()
+            .any(|other| other.id != node && other.state == NodeState::Serving)
+    };
+    if others(before) || !matches!(entry.command, Command::RemoveNode { .. }) {
+        assert_eq!(present(before), present(after));
+    }
+    for room in after.rooms.values() {
+        for participant in room.participants.values() {
+            let earlier = &before.rooms.get(&room.name).expect("there is no new room");
+            let earlier = earlier.participants.get(&participant.identity);
+            let earlier = earlier.expect("nobody joins by it");
+            let moved = earlier.home != participant.home;
+            assert!(!moved || earlier.home == node);
+            assert!(!moved || participant.epoch > earlier.epoch);
+            assert!(!moved || Some(participant.home) == before.standby(earlier));
+        }
+        let is_lost = after
+            .nodes
+            .get(&node)
+            .is_some_and(|node| node.state.is_lost());
+        assert!(!(is_lost && others(after) && room.homes.contains_key(&node)));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
 
@@ -305,6 +370,9 @@ proptest! {
             prop_assert_eq!(&applied, &other.apply(&decoded));
             check_invariants(&one);
             check_versions(&before, &one, entry, &applied);
+            if !known && applied.result.is_ok() {
+                check_takeover(&before, &one, entry);
+            }
             if known || applied.result.is_err() {
                 prop_assert!(applied.events.is_empty());
                 prop_assert_eq!(&one.rooms, &before.rooms);

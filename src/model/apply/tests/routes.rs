@@ -159,6 +159,7 @@ fn a_room_of_3000_is_filled_and_emptied() {
     replica.done(Command::NodeLost {
         node: NodeId(2),
         boot: BootId(1),
+        cause: LossCause::Crashed,
     });
     assert_eq!(
         replica.room("r").routes,

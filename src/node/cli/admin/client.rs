@@ -364,6 +364,39 @@ impl Client {
         self.answer(answer)
     }
 
+    pub(super) async fn takeovers(&mut self) -> anyhow::Result<List<proto::Takeover>> {
+        collect(async |page| {
+            let request = self.unary(proto::ListTakeoversRequest { page });
+            let answer = self.service.list_takeovers(request).await;
+            let answer = self.answer(answer)?;
+            Ok(Part {
+                entries: answer.takeovers,
+                next_page_token: answer.next_page_token,
+                room_version: 0,
+                position: answer.position,
+            })
+        })
+        .await
+    }
+
+    pub(super) async fn drain_node(
+        &mut self,
+        node: u64,
+    ) -> anyhow::Result<proto::DrainNodeResponse> {
+        let request = self.unary(proto::DrainNodeRequest { node });
+        let answer = self.service.drain_node(request).await;
+        self.answer(answer)
+    }
+
+    pub(super) async fn resume_node(
+        &mut self,
+        node: u64,
+    ) -> anyhow::Result<proto::ResumeNodeResponse> {
+        let request = self.unary(proto::ResumeNodeRequest { node });
+        let answer = self.service.resume_node(request).await;
+        self.answer(answer)
+    }
+
     pub(super) async fn remove_node(
         &mut self,
         node: u64,

@@ -72,6 +72,31 @@ pub(super) fn nodes(answer: &proto::ListNodesResponse) -> Value {
     })
 }
 
+pub(super) fn takeovers(list: &List<proto::Takeover>) -> Value {
+    json!({
+        "takeovers": list.entries.iter().map(takeover).collect::<Vec<_>>(),
+        "position": position(list.position),
+    })
+}
+
+fn takeover(takeover: &proto::Takeover) -> Value {
+    json!({
+        "number": takeover.number,
+        "room": takeover.room,
+        "sid": takeover.sid,
+        "cause": takeover.cause,
+        "from": takeover.from,
+        "to": takeover.to,
+        "epoch": takeover.epoch,
+        "heard_at_ms": takeover.heard_at_ms,
+        "detected_at_ms": takeover.detected_at_ms,
+        "decided_at_ms": takeover.decided_at_ms,
+        "adopted_at_ms": takeover.adopted_at_ms,
+        "adoption": (!takeover.adoption.is_empty()).then_some(&takeover.adoption),
+        "first_packet_at_ms": takeover.first_packet_at_ms,
+    })
+}
+
 pub(super) fn rooms(rooms: &[proto::Room], at: Option<proto::Position>) -> Value {
     json!({
         "rooms": rooms.iter().map(room).collect::<Vec<_>>(),

@@ -124,6 +124,51 @@ pub(super) fn status(view: &StatusView) -> String {
     text + &print(&table, "The node is in no cluster yet.")
 }
 
+pub(super) fn takeovers(takeovers: &[proto::Takeover]) -> String {
+    let mut table = table(&[
+        "number",
+        "room",
+        "participant",
+        "cause",
+        "from",
+        "to",
+        "epoch",
+        "detected",
+        "decided",
+        "adopted",
+        "first packet",
+    ]);
+    // Each step as milliseconds after the one that it waited for.
+    let after = |at: Option<u64>, before: Option<u64>| match (at, before) {
+        (Some(at), Some(before)) => format!("+{} ms", at.saturating_sub(before)),
+        _ => String::new(),
+    };
+    for takeover in takeovers {
+        let decided = Some(takeover.decided_at_ms);
+        row(
+            &mut table,
+            vec![
+                takeover.number.to_string(),
+                takeover.room.clone(),
+                takeover.sid.clone(),
+                takeover.cause.clone(),
+                takeover.from.to_string(),
+                takeover.to.to_string(),
+                takeover.epoch.to_string(),
+                after(takeover.detected_at_ms, takeover.heard_at_ms),
+                after(decided, takeover.detected_at_ms),
+                format!(
+                    "{} {}",
+                    after(takeover.adopted_at_ms, decided),
+                    takeover.adoption
+                ),
+                after(takeover.first_packet_at_ms, decided),
+            ],
+        );
+    }
+    print(&table, "No takeover.")
+}
+
 pub(super) fn nodes(nodes: &[proto::Node]) -> String {
     let mut table = table(&[
         "node",

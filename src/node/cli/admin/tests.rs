@@ -67,8 +67,31 @@ async fn prints_what_operators_and_scripts_read() {
         assert!(table.lines().count() > 2, "{table}");
     }
 
+    let (takeovers, table) = done(&port, &["takeovers"]).await;
+    assert_eq!(takeovers["takeovers"], Value::Array(Vec::new()));
+    assert_eq!(table, "No takeover.\n");
+    let (_, table) = done(&port, &["drain-node", "2"]).await;
+    assert!(table.contains("Node 2 takes nobody new"), "{table}");
+    let (nodes, _) = done(&port, &["nodes"]).await;
+    assert_eq!(nodes["nodes"][1]["state"], "draining");
+    let error = ask(&port, &["drain-node", "1"])
+        .await
+        .expect_err("is refused");
+    assert!(error.to_string().contains("no other node"), "{error}");
+    done(&port, &["resume-node", "2"]).await;
+    port.lose_node_1().await;
+    let (takeovers, table) = done(&port, &["takeovers"]).await;
+    let takeover = &takeovers["takeovers"][0];
+    assert_eq!((&takeover["from"], &takeover["to"]), (&1.into(), &2.into()));
+    assert_eq!(takeover["cause"], "crashed");
+    assert_eq!(takeover["adopted_at_ms"], Value::Null);
+    assert!(table.contains("crashed"), "{table}");
+    let (nodes, _) = done(&port, &["nodes"]).await;
+    assert_eq!(nodes["nodes"][0]["state"], "lost");
+    assert_eq!(nodes["nodes"][0]["participants"], 0);
+
     let (removed, table) = done(&port, &["remove-participant", "call", "b"]).await;
-    assert_eq!(removed["room_version"], 5);
+    assert_eq!(removed["room_version"], 6);
     assert_eq!(table, "b is removed from room call.\n");
     done(&port, &["close-room", "call"]).await;
     let (rooms, table) = done(&port, &["rooms"]).await;

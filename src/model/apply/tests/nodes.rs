@@ -1,0 +1,212 @@
+//! Nodes that are lost, come back, drain and go: who takes over, and that nobody leaves.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn lost(node: u64, boot: u64) -> Command {
+    Command::NodeLost {
+        node: NodeId(node),
+        boot: BootId(boot),
+        cause: LossCause::Crashed,
+    }
+}
+
+#[test]
+fn a_lost_nodes_participants_move_to_their_standby() {
+    let mut replica = Replica::new();
+    replica.done(join("r", "a", 1));
+    replica.done(publish("r", "a", "TR_1", Source::Camera));
+    replica.done(join("r", "b", 2));
+    assert_eq!(replica.refused(lost(1, 7)), Rejection::StaleEpoch);
+    let before = replica.participant("r", "a").clone();
+    let standby = replica.state.standby(&before).expect("two others serve");
+    let (_, events) = replica.done(lost(1, 1));
+    let mut expected = vec![
+        "node 1 changed".to_owned(),
+        format!("a moved to {standby}"),
+        "routes".to_owned(),
+    ];
+    assert_eq!(told(&events), expected);
+    let after = replica.participant("r", "a");
+    assert_eq!((after.home, &after.sid), (standby, &before.sid));
+    assert!(after.epoch > before.epoch);
+    assert_eq!(after.tracks, before.tracks);
+
+    // Said again, it changes nothing, and nobody is placed there any more.
+    let (_, events) = replica.done(lost(1, 1));
+    assert_eq!(told(&events), [""; 0]);
+    assert_eq!(replica.refused(join("r", "c", 1)), Rejection::NodeNotFound);
+    let resume = Command::SetNodeState {
+        node: NodeId(1),
+        state: NodeState::Serving,
+    };
+    assert_eq!(replica.refused(resume), Rejection::NodeNotFound);
+
+    // Once it has written its record it serves again; who moved stays moved.
+    let (_, events) = replica.done(Command::PutNode(node(1, 1)));
+    assert_eq!(told(&events), ["node 1 changed"]);
+    replica.done(join("r", "c", 1));
+    assert_eq!(replica.participant("r", "a").home, standby);
+
+    // Now the standby goes, too.
+    let before = replica.participant("r", "a").clone();
+    let next = replica.state.standby(&before).expect("two others serve");
+    let (_, events) = replica.done(lost(standby.0, 1));
+    expected[0] = format!("node {standby} changed");
+    expected[1] = format!("a moved to {next}");
+    assert_eq!(told(&events)[..2], expected[..2]);
+}
+
+#[test]
+fn without_another_node_everybody_stays() {
+    let mut replica = Replica::new();
+    for id in [2, 3] {
+        replica.done(Command::SetNodeState {
+            node: NodeId(id),
+            state: NodeState::Draining,
+        });
+    }
+    replica.done(join("r", "a", 1));
+    let (_, events) = replica.done(lost(1, 1));
+    assert_eq!(told(&events), ["node 1 changed"]);
+    assert_eq!(replica.participant("r", "a").home, NodeId(1));
+    // As soon as somebody can take over, the repeated verdict moves them.
+    replica.done(Command::SetNodeState {
+        node: NodeId(3),
+        state: NodeState::Serving,
+    });
+    let (_, events) = replica.done(lost(1, 1));
+    assert_eq!(told(&events), ["a moved to 3"]);
+}
+
+#[test]
+fn a_new_start_keeps_its_participants_under_a_new_epoch() {
+    let mut replica = Replica::new();
+    replica.done(join("r", "a", 1));
+    replica.done(publish("r", "a", "TR_1", Source::Camera));
+    replica.done(join("r", "b", 2));
+    let before = replica.participant("r", "a").clone();
+    let (_, events) = replica.done(Command::PutNode(node(1, 2)));
+    let expected = ["node 1 changed", "a moved to 1", "routes"];
+    assert_eq!(told(&events), expected);
+    let after = replica.participant("r", "a");
+    assert_eq!((after.home, &after.sid), (NodeId(1), &before.sid));
+    assert!(after.epoch > before.epoch);
+    let (_, events) = replica.done(Command::PutNode(node(1, 2)));
+    assert_eq!(told(&events), [""; 0]);
+}
+
+#[test]
+fn a_removed_nodes_participants_move_unless_it_was_the_last() {
+    let mut replica = Replica::new();
+    replica.done(join("r", "b", 2));
+    let standby = replica.state.standby(replica.participant("r", "b"));
+    let standby = standby.expect("two others serve");
+    let remove = |id| Command::RemoveNode { node: NodeId(id) };
+    let (_, events) = replica.done(remove(2));
+    let moved = format!("b moved to {standby}");
+    assert_eq!(told(&events), [moved.as_str(), "node 2 removed"]);
+    assert_eq!(replica.refused(remove(2)), Rejection::NodeNotFound);
+    let other = if standby == NodeId(1) { 3 } else { 1 };
+    replica.done(remove(other));
+    let (_, events) = replica.done(remove(standby.0));
+    let removed = format!("node {standby} removed");
+    assert_eq!(told(&events), ["b left: ServerShutdown", removed.as_str()]);
+}
+
+#[test]
+fn what_version_1_wrote_means_what_it_meant() {
+    let mut replica = Replica::new();
+    replica.done(join("r", "a", 1));
+    replica.done(join("r", "b", 2));
+    let (_, events) = replica.done(Command::NodeLostV1 {
+        node: NodeId(1),
+        boot: BootId(1),
+    });
+    assert_eq!(told(&events), ["a left: SignalClose"]);
+    let (_, events) = replica.done(Command::RemoveNodeV1 { node: NodeId(2) });
+    assert_eq!(told(&events), ["b left: ServerShutdown", "node 2 removed"]);
+}
+
+#[test]
+fn the_standby_serves_in_the_same_region() {
+    let mut replica = Replica::new();
+    replica.done(join("r", "a", 1));
+    let mut far = node(2, 1);
+    far.region = Region::from("there");
+    replica.done(Command::PutNode(far));
+    let standby = |replica: &Replica| replica.state.standby(replica.participant("r", "a"));
+    assert_eq!(standby(&replica), Some(NodeId(3)));
+    let (_, events) = replica.done(Command::SetNodeState {
+        node: NodeId(3),
+        state: NodeState::Draining,
+    });
+    assert_eq!(told(&events), ["node 3 changed"]);
+    assert_eq!(standby(&replica), None);
+}
+
+/// A state with these nodes, and participants who are all at node 1.
+fn crowd(nodes: u64, participants: u32, seed: u64) -> (State, Vec<Participant>) {
+    let mut replica = Replica::new();
+    for id in 4..=nodes {
+        replica.done(Command::PutNode(node(id, 1)));
+    }
+    replica.done(join("r", "a", 1));
+    let model = replica.participant("r", "a").clone();
+    let crowd = (0..participants).map(|number| {
+        let mut participant = Participant::clone(&model);
+        participant.sid = ParticipantSid(format!("PA_{seed:x}{number}"));
+        participant
+    });
+    (replica.state.clone(), crowd.collect())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+
+    /// With a thousand participants per standby, the share of each is within a fifth of the mean:
+    /// more than six standard deviations.
+    #[test]
+    fn standbys_are_spread_evenly(nodes in 3u64..9, seed in any::<u64>()) {
+        let standbys = nodes - 1;
+        let (state, crowd) = crowd(nodes, 1000 * standbys as u32, seed);
+        let mut shares: BTreeMap<NodeId, i32> = BTreeMap::new();
+        for participant in &crowd {
+            let standby = state.standby(participant).expect("others serve");
+            prop_assert_ne!(standby, participant.home);
+            *shares.entry(standby).or_default() += 1;
+        }
+        prop_assert_eq!(shares.len() as u64, standbys);
+        for share in shares.values() {
+            prop_assert!((share - 1000).abs() < 200, "{:?}", shares);
+        }
+    }
+
+    /// A node that goes moves only those whose standby it was; one that comes takes only for itself.
+    #[test]
+    fn standbys_stay_when_other_nodes_change(nodes in 4u64..9, gone in 2u64..9, seed in any::<u64>()) {
+        prop_assume!(gone <= nodes);
+        let (mut state, crowd) = crowd(nodes, 300, seed);
+        let standbys = |state: &State| -> Vec<_> {
+            crowd.iter().map(|participant| state.standby(participant)).collect()
+        };
+        let before = standbys(&state);
+        state.apply(&Entry {
+            at: UnixMillis(1),
+            request: RequestId(u128::MAX),
+            command: lost(gone, 1),
+        });
+        let without = standbys(&state);
+        for (before, without) in before.iter().zip(&without) {
+            prop_assert_ne!(*without, Some(NodeId(gone)));
+            prop_assert!(before == without || *before == Some(NodeId(gone)));
+        }
+        state.apply(&Entry {
+            at: UnixMillis(2),
+            request: RequestId(u128::MAX - 1),
+            command: Command::PutNode(node(gone, 2)),
+        });
+        prop_assert_eq!(standbys(&state), before);
+    }
+}

@@ -1,0 +1,111 @@
+//! A small cluster's state for the control tasks' tests.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use flotilla_model::State;
+use flotilla_model::cluster::{Node, NodeState};
+use flotilla_model::command::{Command, CreateRoom, Entry, Join, Rehome};
+use flotilla_model::event::Event;
+use flotilla_model::id::{BootId, Epoch, NodeId, Region, RequestId, UnixMillis};
+use flotilla_model::participant::Client;
+use flotilla_model::permission::Permission;
+use flotilla_model::room::RoomOptions;
+
+/// A state, and request ids for the commands given to it.
+pub(super) struct World {
+    pub(super) state: State,
+    requests: u128,
+}
+
+impl World {
+    /// Participant `a` in room `r` at node 1; node 2 exists.
+    pub(super) fn new() -> Self {
+        let mut world = Self {
+            state: State::default(),
+            requests: 0,
+        };
+        for id in 1..=2 {
+            world.apply(Command::PutNode(Node {
+                id: NodeId(id),
+                region: Region::from("here"),
+                boot: BootId(1),
+                cluster_address: String::new(),
+                admin_address: String::new(),
+                client_url: String::new(),
+                relay_addresses: Vec::new(),
+                capacity: 0,
+                state: NodeState::Serving,
+                version: String::new(),
+            }));
+        }
+        world.join("a");
+        world
+    }
+
+    /// Somebody joins room `r` at node 1.
+    pub(super) fn join(&mut self, identity: &str) {
+        self.apply(Command::Join(Box::new(Join {
+            room: "r".into(),
+            create: Some(CreateRoom {
+                name: "r".into(),
+                sid: "RM_r".into(),
+                options: RoomOptions::default(),
+                metadata: String::new(),
+            }),
+            sid: format!("PA_{identity}").into(),
+            identity: identity.into(),
+            name: String::new(),
+            metadata: String::new(),
+            attributes: BTreeMap::new(),
+            kind: 0,
+            kind_details: Vec::new(),
+            permission: Permission {
+                can_subscribe: true,
+                can_publish: true,
+                can_publish_data: true,
+                can_publish_sources: BTreeSet::new(),
+                hidden: false,
+                recorder: false,
+                can_update_metadata: true,
+                agent: false,
+                can_subscribe_metrics: false,
+            },
+            token_issued_at: UnixMillis(1),
+            auto_subscribe: true,
+            client: Client::default(),
+            home: NodeId(1),
+        })));
+    }
+
+    /// Applies a command, which must not be refused; what happened.
+    pub(super) fn apply(&mut self, command: Command) -> Vec<Event> {
+        self.requests += 1;
+        let entry = Entry {
+            at: UnixMillis(1),
+            request: RequestId(self.requests),
+            command,
+        };
+        let applied = self.state.apply(&entry);
+        applied.result.expect("is carried out");
+        applied.events
+    }
+
+    fn epoch(&self) -> Epoch {
+        let room = self.state.rooms.get(&"r".into()).expect("exists");
+        room.participants.get(&"a".into()).expect("is in").epoch
+    }
+
+    /// Moves `a`.
+    pub(super) fn rehome(&mut self, home: u64) -> Vec<Event> {
+        let epoch = self.epoch();
+        self.apply(Command::Rehome {
+            moves: vec![Rehome {
+                room: "r".into(),
+                identity: "a".into(),
+                sid: "PA_a".into(),
+                epoch,
+                home: NodeId(home),
+            }],
+        })
+    }
+}
