@@ -82,6 +82,13 @@ impl TransmitQueue {
         self.dropped
     }
 
+    /// Forgets the datagrams to addresses that `keep` does not name. Returns how many those are.
+    pub fn retain(&mut self, mut keep: impl FnMut(SocketAddr) -> bool) -> usize {
+        let before = self.datagrams.len();
+        self.datagrams.retain(|datagram| keep(datagram.to));
+        before - self.datagrams.len()
+    }
+
     /// Forgets everything queued.
     pub fn clear(&mut self) {
         self.datagrams.clear();

@@ -291,7 +291,7 @@ impl Node {
             [0; 32],
         );
         engine.fresh_certificate = Arc::new(Certificate::generate()?);
-        let (shards, shard_events) = Shards::start(ports.media, &engine, &metrics)?;
+        let (shards, shard_events) = Shards::start(ports.media, &engine, &lease, &metrics)?;
         let shards = Arc::new(shards);
         let relay_addresses = shards
             .handles()
@@ -301,15 +301,16 @@ impl Node {
 
         let session_config = session_config(&config);
         let resume_timeout = session_config.resume_timeout;
+        let takeovers = Takeovers::new(id, metrics.clone());
         let sessions = Sessions::new(
             Arc::new(session_config),
             group.clone(),
             hub.clone(),
             shards.clone(),
             Vault::new(secret.clone()),
+            takeovers.clone(),
             metrics.clone(),
         );
-        let takeovers = Takeovers::new(id, metrics.clone());
         let outcomes = Outcomes::default();
         let follower = Follower {
             node: id,
@@ -353,7 +354,11 @@ impl Node {
         let (moves, moving) = mpsc::channel(drain::MOVES_WAITING_MAX);
         let rate = config.drain_per_second;
         tasks.spawn(without_end(drain::watch(id, group.clone(), rate, moves)));
-        tasks.spawn(without_end(drain::carry_out(group.clone(), moving)));
+        tasks.spawn(without_end(drain::carry_out(
+            group.clone(),
+            hub.clone(),
+            moving,
+        )));
         let detection = failure::FailureConfig {
             bound: config.cluster.failure_detection,
             patience: config.cluster.node_lost_after,

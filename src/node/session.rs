@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use flotilla_model::command::{Command, Reply};
 use flotilla_model::event::Event;
-use flotilla_model::id::{NodeId, RequestId, UnixMillis};
+use flotilla_model::id::{Epoch, NodeId, RequestId, UnixMillis};
 use flotilla_model::participant::LeaveReason;
 use flotilla_raft::Change;
 use flotilla_raft::{Group, ProposeError};
@@ -36,6 +36,7 @@ use rand::RngCore as _;
 use tokio::sync::oneshot;
 use tracing::{Instrument as _, debug, error, info, warn};
 
+use crate::control::takeovers::Takeovers;
 use crate::hub::Hub;
 use crate::mesh::enroll::wall_clock_ms;
 use crate::shard::{Order, ShardHandle, Shards};
@@ -69,6 +70,8 @@ pub struct Sessions {
     pub shards: Arc<Shards>,
     /// Keys for what sessions leave to each other.
     pub vault: Vault,
+    /// The record of takeovers.
+    pub takeovers: Takeovers,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Next session's key.
@@ -90,6 +93,7 @@ impl Sessions {
         hub: Hub,
         shards: Arc<Shards>,
         vault: Vault,
+        takeovers: Takeovers,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -98,6 +102,7 @@ impl Sessions {
             hub,
             shards,
             vault,
+            takeovers,
             metrics,
             keys: AtomicU64::new(1),
         })
@@ -157,6 +162,7 @@ impl Sessions {
             early: Vec::new(),
             proposal: None,
             claim: None,
+            adopted: None,
             transports: Transports::default(),
             standby: None,
             let_go: None,
@@ -185,6 +191,8 @@ struct Task {
     proposal: Option<Proposal>,
     /// What other nodes hold of a session that is taken over, on its way.
     claim: Option<Claim>,
+    /// Epoch of a session that was taken over, until its first packet.
+    adopted: Option<Epoch>,
     /// Keys of its connections at its former home, until they are made here.
     transports: Transports,
     /// Node that has its checkpoints.
@@ -302,7 +310,10 @@ impl Task {
         let now = Instant::now();
         match message {
             Message::Event { change, index } => self.take_event(now, &change, index),
-            Message::Media(event) => self.session.handle(now, Input::Media(event)),
+            Message::Media(event) => {
+                self.note_first_packet(&event);
+                self.session.handle(now, Input::Media(event));
+            }
             Message::Data(data) => self.session.handle(now, Input::Data(data)),
             Message::Speakers(levels) => self.session.handle(now, Input::Speakers(&levels)),
             Message::Request {

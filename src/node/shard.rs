@@ -21,6 +21,7 @@ use rand::RngCore as _;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info};
 
+use crate::control::lease::Lease;
 use crate::session::inbox::{Inbox, Message};
 use crate::session::media::{self, SessionKey};
 use crate::telemetry::Metrics;
@@ -40,6 +41,15 @@ const GATHER_MIN: usize = 48;
 const GATHER: Duration = Duration::from_micros(500);
 /// No datagram waits longer than this between engine and socket.
 const WINDOW: Duration = Duration::from_millis(2);
+
+/// While this node's lease does not hold, a client or node that was heard from this recently is still
+/// served: it is, by whom it chose. Clients are silent for 5 s at most (RTCP's interval).
+const HEARD_MAX: Duration = Duration::from_secs(6);
+/// Datagrams that were waiting while the process was stopped are no sign of that: this long after the
+/// lease was found to have ended, none is taken for one.
+const WAKING: Duration = Duration::from_millis(100);
+/// Addresses remembered as heard from.
+const HEARD_ADDRESSES_MAX: usize = 64 * 1024;
 
 /// What a shard thread can be asked.
 pub enum Order {
@@ -198,6 +208,7 @@ impl Shards {
     pub fn start(
         sockets: Vec<(Socket, Waker)>,
         engine: &EngineConfig,
+        lease: &Lease,
         metrics: &Arc<Metrics>,
     ) -> io::Result<(Self, mpsc::Receiver<ShardEvent>)> {
         let (events, events_out) = mpsc::channel(EVENTS_MAX);
@@ -224,6 +235,8 @@ impl Shards {
                 config,
                 metrics: metrics.clone(),
                 queued_since: None,
+                lease: lease.clone(),
+                lapsed: None,
             };
             let thread = std::thread::Builder::new()
                 .name(format!("shard-{index}"))
@@ -277,6 +290,28 @@ struct Shard {
     metrics: Arc<Metrics>,
     /// When the oldest datagram now in the queue was put there.
     queued_since: Option<Instant>,
+    lease: Lease,
+    lapsed: Option<Lapsed>,
+}
+
+/// The node's lease has ended: others may serve whom this shard served.
+struct Lapsed {
+    since: Instant,
+    heard: HashMap<SocketAddr, Instant>,
+}
+
+impl Lapsed {
+    fn hear(&mut self, now: Instant, from: SocketAddr) {
+        let is_new = now.saturating_duration_since(self.since) > WAKING;
+        if is_new && (self.heard.len() < HEARD_ADDRESSES_MAX || self.heard.contains_key(&from)) {
+            self.heard.insert(from, now);
+        }
+    }
+
+    fn serves(&self, now: Instant, to: SocketAddr) -> bool {
+        let heard = self.heard.get(&to);
+        heard.is_some_and(|at| now.saturating_duration_since(*at) <= HEARD_MAX)
+    }
 }
 
 impl Shard {
@@ -323,6 +358,7 @@ impl Shard {
         loop {
             self.socket.wait(self.wait_time(engine))?;
             let now = Instant::now();
+            self.check_lease(now);
             if !self.take_orders(now, engine) {
                 return Ok(());
             }
@@ -379,9 +415,26 @@ impl Shard {
         true
     }
 
+    /// Looked at before anything is received or sent, so that a process that was stopped knows.
+    fn check_lease(&mut self, now: Instant) {
+        if self.lease.holds(now) {
+            self.lapsed = None;
+        } else if self.lapsed.is_none() {
+            info!("this node's lease has ended: serving only whom it still hears");
+            self.lapsed = Some(Lapsed {
+                since: now,
+                heard: HashMap::new(),
+            });
+        }
+    }
+
     fn take_datagrams(&mut self, now: Instant, engine: &mut Engine) -> io::Result<()> {
         loop {
+            let lapsed = &mut self.lapsed;
             let count = self.socket.receive(|from, bytes| {
+                if let Some(lapsed) = lapsed {
+                    lapsed.hear(now, from);
+                }
                 engine.handle_datagram(now, from, bytes);
                 !engine.transmits().is_nearly_full()
             })?;
@@ -456,6 +509,13 @@ impl Shard {
         let queue = engine.transmits();
         if queue.is_empty() {
             return;
+        }
+        // The process may have been stopped since the turn began.
+        let now = Instant::now();
+        if !self.lease.holds(now) {
+            let lapsed = self.lapsed.as_ref();
+            let held_back = queue.retain(|to| lapsed.is_some_and(|lapsed| lapsed.serves(now, to)));
+            self.metrics.datagrams_fenced.inc_by(held_back as u64);
         }
         let sent = self.socket.send(queue);
         queue.clear();

@@ -114,6 +114,8 @@ pub struct Metrics {
     pub datagrams_sent: IntCounter,
     /// Datagrams the kernel refused.
     pub datagrams_unsent: IntCounter,
+    /// Datagrams held back because the node's lease had ended.
+    pub datagrams_fenced: IntCounter,
     /// System calls used for sending.
     pub send_calls: IntCounter,
     /// Frames received from other nodes.
@@ -229,6 +231,10 @@ impl Metrics {
             datagrams_unsent: make.counter(
                 "flotilla_datagrams_unsent_total",
                 "Datagrams that the kernel refused",
+            )?,
+            datagrams_fenced: make.counter(
+                "flotilla_datagrams_fenced_total",
+                "Datagrams held back because the node's lease had ended",
             )?,
             send_calls: make.counter(
                 "flotilla_datagram_send_calls_total",

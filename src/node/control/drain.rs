@@ -2,7 +2,7 @@
 //!
 //! It begins when the log says that this node is draining (`flotilla node drain`), or when the process
 //! is asked to stop. [`Plan`] says who is next and is pure; [`watch`] follows the log and proposes the
-//! moves. Sessions hear of theirs by the log's event and send their client on.
+//! moves: a client is asked to resume, and becomes the participant of the node that it reaches.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -16,6 +16,8 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
+use crate::hub::Hub;
+use crate::session::inbox::Message;
 use crate::session::new_request;
 
 /// How often participants are picked.
@@ -120,9 +122,20 @@ pub async fn watch(node: NodeId, group: Group, per_second: u32, moves: mpsc::Sen
     }
 }
 
-/// Carries moves out: each into the log. Sessions follow by the events.
-pub async fn carry_out(group: Group, mut moves: mpsc::Receiver<Vec<Rehome>>) {
-    while let Some(moves) = moves.recv().await {
+/// Carries moves out. Clients that are connected are asked to resume, which takes them to another
+/// node while their media goes on here; who has no session here is moved in the log.
+pub async fn carry_out(group: Group, hub: Hub, mut moves: mpsc::Receiver<Vec<Rehome>>) {
+    while let Some(mut moves) = moves.recv().await {
+        moves.retain(|rehome| {
+            let session = hub.find(&rehome.room, &rehome.identity, Some(&rehome.sid));
+            if let Some(session) = &session {
+                session.deliver(Message::Drain);
+            }
+            session.is_none()
+        });
+        if moves.is_empty() {
+            continue;
+        }
         let count = moves.len();
         let command = Command::Rehome { moves };
         match group.propose(new_request(), command).await {

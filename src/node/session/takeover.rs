@@ -7,7 +7,7 @@ use flotilla_media::peer::transport::TransportSnapshot;
 use flotilla_model::id::{Epoch, Identity, NodeId, ParticipantSid, RoomName, UnixMillis};
 use flotilla_model::participant::Participant;
 use flotilla_signal::connect::Connect;
-use flotilla_signal::media::Target;
+use flotilla_signal::media::{self, Target};
 use flotilla_signal::session::{Adopting, Claimed, Resuming, Session, may_adopt};
 use futures_util::future::join_all;
 use rand::RngCore as _;
@@ -16,6 +16,7 @@ use tracing::{debug, info};
 use super::handover::Transports;
 use super::inbox::Inbox;
 use super::{CONNECT_MAX, Claim, Sessions, Task};
+use crate::control::takeovers::Adoption;
 use crate::mesh::enroll::wall_clock_ms;
 use crate::mesh::{Body, proto};
 
@@ -120,11 +121,18 @@ impl Sessions {
             keepsake: kept.find_map(|reply| self.vault.open_keepsake(&sid, &reply.keepsake)),
             last_sequence: last_sequence.unwrap_or_default(),
         };
+        let has_keys = transports.publisher.is_some() || transports.subscriber.is_some();
+        let how = if has_keys {
+            Adoption::Imported
+        } else {
+            Adoption::Fresh
+        };
+        self.takeovers.adopted(&sid, epoch, how);
         info!(
             epoch = epoch.0,
             elapsed_us = begun.elapsed().as_micros() as u64,
             served = replies.iter().any(|reply| reply.served),
-            keys = transports.publisher.is_some() || transports.subscriber.is_some(),
+            keys = has_keys,
             last_sequence = claimed.last_sequence,
             "claimed a session"
         );
@@ -133,9 +141,21 @@ impl Sessions {
 }
 
 impl Task {
-    pub(super) fn claim(&self, epoch: Epoch) -> Claim {
+    pub(super) fn claim(&mut self, epoch: Epoch) -> Claim {
+        self.adopted = Some(epoch);
         let (room, sid) = (self.session.room().clone(), self.session.sid().clone());
         Box::pin(self.node.clone().claim(room, sid, epoch))
+    }
+
+    /// Media flows again, one way or the other.
+    pub(super) fn note_first_packet(&mut self, event: &media::Event) {
+        use media::Event::{SubscriptionStarted, TrackStarted};
+        if matches!(event, TrackStarted { .. } | SubscriptionStarted { .. })
+            && let Some(epoch) = self.adopted.take()
+        {
+            let takeovers = &self.node.takeovers;
+            takeovers.first_packet(self.session.sid(), epoch);
+        }
     }
 
     /// The engine says where a connection stands.
