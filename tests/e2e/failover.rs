@@ -151,3 +151,58 @@ async fn nobody_leaves_when_a_node_dies() -> Result<()> {
     lose(&mut cluster, leader, "leader").await?;
     cluster.stop()
 }
+
+/// Sends a signal by its name to a node's process.
+fn signal(cluster: &mut Cluster, node: u64, name: &str) -> Result<()> {
+    let pid = cluster.node(node).pid().context("it runs")?.to_string();
+    let sent = std::process::Command::new("kill")
+        .args([name, &pid])
+        .status()?;
+    ensure!(sent.success(), "kill {name} {pid}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_node_is_handed_over_and_comes_back() -> Result<()> {
+    let mut cluster = Cluster::start(3)?;
+    let leader = cluster.leader()?;
+    let victim = (1..=3).find(|id| *id != leader).context("three nodes")?;
+    let others: Vec<u64> = (1..=3).filter(|id| *id != victim).collect();
+    let frozen = connect(&mut cluster, victim, "frozen").await?;
+    let witness = connect(&mut cluster, others[0], "witness").await?;
+    let before = participants(&cluster)?;
+
+    let stopped_ms = now_ms();
+    signal(&mut cluster, victim, "-STOP")?;
+    wait(PATIENCE, "the frozen node's people have new homes", || {
+        Ok(!takeovers(&cluster, &others)?.is_empty())
+    })?;
+    let all = takeovers(&cluster, &others)?;
+    let takeover = &all[0];
+    eprintln!(
+        "frozen: detected {:?} ms after the stop",
+        takeover["detected_at_ms"]
+            .as_u64()
+            .map(|at| at.saturating_sub(stopped_ms))
+    );
+    ensure!(takeover["cause"] == "unreachable", "{takeover}");
+    ensure!(takeover["from"] == victim, "{takeover}");
+    let after = participants(&cluster)?;
+    ensure!(after.len() == before.len(), "{after:?}");
+    ensure!(
+        after.iter().all(|(_, _, home)| *home != victim),
+        "{after:?}"
+    );
+
+    signal(&mut cluster, victim, "-CONT")?;
+    wait(PATIENCE, "the node that woke up serves again", || {
+        let nodes = cluster.admin(&["nodes"])?;
+        let states = nodes["nodes"].as_array().context("a list")?;
+        Ok(states.iter().all(|node| node["state"] == "serving"))
+    })?;
+    let log = cluster.node(victim).log();
+    ensure!(log.contains("the lease has lapsed"), "it fenced itself");
+    drop(frozen);
+    witness.leave().await;
+    cluster.stop()
+}

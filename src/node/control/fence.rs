@@ -107,7 +107,8 @@ impl Fence {
         let state = self.group.state();
         let contact = self.contact(&status, now);
         let own = state.nodes.get(&self.config.record.id);
-        let is_lost = own.is_some_and(|own| own.state.is_lost());
+        let boot = self.config.record.boot;
+        let is_lost = own.is_none_or(|own| own.state.is_lost() || own.boot != boot);
         let cause = LossCause::Stalled;
         let was_unwell = own.is_some_and(|own| own.state == NodeState::Lost { cause });
         if is_lost || self.is_unwell(now) {
@@ -173,8 +174,9 @@ impl Fence {
             .filter_map(|(id, sign)| Some((*id, sign.contact?)))
             .collect();
         let found = contact(node, &voters, &gone, &contacts, now);
+        let is_dead = |leader: NodeId| signs.get(&leader).is_some_and(|sign| sign.is_gone(now));
         let led = match status.leader {
-            Some(leader) if leader != node => contacts.get(&leader).copied(),
+            Some(leader) if leader != node && !is_dead(leader) => contacts.get(&leader).copied(),
             // It leads itself, or nobody does and nobody decides.
             _ => Some(now),
         };

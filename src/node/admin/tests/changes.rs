@@ -69,7 +69,9 @@ async fn removes_nodes_but_not_the_one_that_is_asked() {
     let removed = removed.expect("is removed").into_inner();
     assert_eq!((removed.was_member, removed.was_registered), (false, true));
     let state = port.group.state();
-    assert_eq!(state.rooms[&"call".into()].participants.len(), 1);
+    let room = &state.rooms[&"call".into()];
+    assert_eq!(room.participants.len(), 2, "whom it served is taken over");
+    assert_eq!(room.homes.get(&NodeId(1)), Some(&2));
 
     let again = client
         .remove_node(proto::RemoveNodeRequest { node: 2 })
