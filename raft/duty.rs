@@ -46,10 +46,16 @@ impl Duty {
         };
         tokio::select! {
             () = stopped(&mut stop) => {}
+            () = self.announce() => {}
             () = self.expire() => {}
             () = self.snapshots() => {}
             () = voters.keep() => {}
         }
+    }
+
+    async fn announce(&self) {
+        self.group.announce().await;
+        std::future::pending().await
     }
 
     async fn expire(&self) {

@@ -26,11 +26,12 @@ use crate::error::{BootstrapError, ProposeError, ReadError, StartError};
 use crate::feed::{Applied, Change, Feed, History, Lagged};
 use crate::incarnation;
 use crate::machine::{Machine, Progress};
-use crate::network::Network;
+use crate::network::{Addresses, Network};
 use crate::pending::{Item, PENDING_MAX, Pending};
 use crate::proposer::{COMMAND_MAX, Driver, Leader, Stamp};
 use crate::reader::{READS_MAX, Reader, Waiting};
 use crate::status::StateHash;
+use crate::stop::stopped;
 use crate::types::{Member, Metrics, Raft, TypeConfig};
 
 /// How long a stopping leader waits for another to take over.
@@ -110,6 +111,7 @@ impl Group {
             local: local.clone(),
             channels,
             deadlines: Arc::new(config.deadlines()),
+            addresses: Addresses::default(),
         };
         let history = Arc::new(History::new());
         let pending = Arc::new(Pending::default());
@@ -363,6 +365,20 @@ impl Group {
         }
     }
 
+    /// Resolves with the reason when the group has stopped on this node: by itself, because the
+    /// storage failed or a log entry cannot be read, or by [`Group::shutdown`].
+    pub async fn stopped(&self) -> String {
+        let mut metrics = self.core.raft.metrics();
+        loop {
+            if let Err(error) = &metrics.borrow_watched().running_state {
+                return error.to_string();
+            }
+            if metrics.changed().await.is_err() {
+                return "openraft is gone".to_owned();
+            }
+        }
+    }
+
     /// How the disk is doing.
     #[must_use]
     pub fn health(&self) -> Health {
@@ -382,6 +398,11 @@ impl Core {
             stop: self.stop.subscribe(),
         };
         tokio::spawn(driver.run(queued));
+        tokio::spawn(follow_addresses(
+            self.raft.clone(),
+            self.network.addresses.clone(),
+            self.stop.subscribe(),
+        ));
         let reader = Reader {
             raft: self.raft.clone(),
             network: self.network.clone(),
@@ -468,6 +489,21 @@ impl Core {
                  confirm",
                 self.config.node
             ),
+        }
+    }
+}
+
+/// Keeps the addresses of the members, as the newest configuration in the log has them.
+async fn follow_addresses(raft: Raft, addresses: Addresses, mut stop: watch::Receiver<bool>) {
+    let mut metrics = raft.server_metrics();
+    loop {
+        let config = Arc::clone(&metrics.borrow_watched().membership_config);
+        addresses.set(config.membership().nodes());
+        tokio::select! {
+            () = stopped(&mut stop) => return,
+            changed = metrics.changed() => if changed.is_err() {
+                return;
+            },
         }
     }
 }

@@ -32,6 +32,8 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Wait before a question is asked again.
 const PAUSE: Duration = Duration::from_millis(50);
+/// Wait before a new address is announced again.
+const ANNOUNCE_PAUSE: Duration = Duration::from_millis(300);
 /// A member that confirmed something within this time is alive.
 pub(crate) const ALIVE: Duration = Duration::from_secs(2);
 /// Addresses tried per join, redirections included.
@@ -79,6 +81,35 @@ impl Group {
             waited: JOIN_TIMEOUT,
             last,
         })
+    }
+
+    /// Tells the cluster this node's address, if it is another one than before the restart.
+    pub(crate) async fn announce(&self) {
+        let core = &self.core;
+        loop {
+            let own = core.known(core.config.node);
+            if own.is_none_or(|own| own.address == core.config.address) {
+                return;
+            }
+            let metrics = core.metrics();
+            let others = metrics.membership_config.nodes();
+            let others: Vec<String> = others
+                .filter(|(id, _)| **id != core.config.node)
+                .map(|(_, member)| member.address.clone())
+                .collect();
+            if core.leader() == Leader::This {
+                let member = proto::Member::new(core.config.node, &core.member());
+                core.change(Change::AddLearner(member)).await;
+            }
+            for member in others {
+                match core.join_by(&member).await {
+                    Ok(Done::Yes) => break,
+                    Ok(_) => {}
+                    Err(error) => tracing::warn!(member, %error, "new address not taken"),
+                }
+            }
+            sleep(ANNOUNCE_PAUSE).await;
+        }
     }
 
     async fn await_membership(&self, deadline: Instant) -> Result<(), JoinError> {
@@ -335,10 +366,9 @@ impl Core {
                  (NTP) and try again"
             )));
         }
-        if let Some(known) = self.known(node) {
-            if known == member {
-                return self.respond(Done::Yes);
-            }
+        if let Some(known) = self.known(node)
+            && known.incarnation != member.incarnation
+        {
             let mut response = self.respond(Done::Refused(
                 self.why_duplicate(node, &known, &member).await,
             ));
@@ -393,7 +423,16 @@ impl Core {
                 }
                 match self.known(node) {
                     Some(known) if known == member => Done::Yes,
-                    Some(_) => Done::Refused(format!("node {node} is a member already")),
+                    Some(known) if known.incarnation != member.incarnation => {
+                        Done::Refused(format!("node {node} is a member already"))
+                    }
+                    // The same data at another address: openraft warns of changing addresses,
+                    // because messages could reach another node's data; the incarnation they
+                    // carry rules that out.
+                    Some(_) => {
+                        let nodes = BTreeMap::from([(node, member)]);
+                        self.commit(ChangeMembers::SetNodes(nodes), true).await
+                    }
                     None => {
                         let nodes = BTreeMap::from([(node, member)]);
                         self.commit(ChangeMembers::AddNodes(nodes), true).await

@@ -6,10 +6,10 @@
 //! snapshots go in chunks on a connection of their own. Every call has a deadline, and a peer that
 //! answers late holds up nobody but itself, because each has its own task.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -65,6 +65,32 @@ pub(crate) struct Network {
     pub(crate) local: Local,
     pub(crate) channels: Channels,
     pub(crate) deadlines: Arc<Deadlines>,
+    pub(crate) addresses: Addresses,
+}
+
+/// Where members are now. openraft keeps a connection for as long as it keeps a member, so the
+/// address it was made with may be an old one. Two owners: the group's task that follows the
+/// membership writes it, calls read it.
+#[derive(Clone, Default)]
+pub(crate) struct Addresses {
+    members: Arc<RwLock<BTreeMap<NodeId, Member>>>,
+}
+
+impl Addresses {
+    /// Takes over the members of a configuration.
+    pub(crate) fn set<'a>(&self, members: impl Iterator<Item = (&'a NodeId, &'a Member)>) {
+        let fresh = members.map(|(id, member)| (*id, member.clone())).collect();
+        *self.members.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+    }
+
+    /// The address of `member`, which is `known` under an address of some time.
+    fn of(&self, member: NodeId, known: &Member) -> String {
+        let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
+        let current = members.get(&member);
+        // Another incarnation is another node's data, for which no message is meant.
+        let current = current.filter(|current| current.incarnation == known.incarnation);
+        current.unwrap_or(known).address.clone()
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -143,7 +169,8 @@ impl Connection {
             Purpose::Replication | Purpose::Heartbeat => Lane::Consensus,
             Purpose::Snapshot => Lane::Bulk,
         };
-        self.network.client(&self.member.address, lane)
+        let address = self.network.addresses.of(self.target, &self.member);
+        self.network.client(&address, lane)
     }
 
     fn request<T>(&self, body: T) -> Request<T> {

@@ -243,7 +243,8 @@ impl Journal {
             segment.last.is_none_or(|last| last < self.recorded),
             "what is needed is not overwritten"
         );
-        if segment.written > self.size {
+        let cut = segment.written > self.size;
+        if cut {
             // A batch larger than a file made it grow.
             let cut = segment.file.set_len(self.size);
             cut.map_err(|error| self.failed("cut", &error))?;
@@ -251,6 +252,10 @@ impl Journal {
         }
         self.files[other].position = 0;
         self.current = other;
+        if cut {
+            let synced = self.fdatasync();
+            synced.map_err(|error| self.failed("fdatasync", &error))?;
+        }
         Ok(())
     }
 
@@ -268,15 +273,13 @@ impl Journal {
     pub(crate) fn append(&mut self, writes: &[Write]) -> Result<(), Fault> {
         let mut buffer = std::mem::take(&mut self.buffer);
         encode(self.next, self.settled, writes, &mut buffer);
-        let segment = &mut self.files[self.current];
+        let segment = &self.files[self.current];
         let end = segment.position + buffer.len() as u64;
         if end > segment.written {
-            let upto = (end + STEP).min(self.size).max(end);
-            let zeros = usize::try_from(upto - end).expect("a step fits in memory");
-            buffer.resize(buffer.len() + zeros, 0);
+            self.grow(end)?;
         }
+        let segment = &self.files[self.current];
         let outcome = segment.file.write_all_at(&buffer, segment.position);
-        let written = segment.position + buffer.len() as u64;
         buffer.clear();
         buffer.shrink_to(4 * STEP as usize);
         self.buffer = buffer;
@@ -286,10 +289,25 @@ impl Journal {
 
         let segment = &mut self.files[self.current];
         segment.position = end;
-        segment.written = segment.written.max(written);
         segment.last = Some(self.next);
         self.recorded = self.settled;
         self.next += 1;
+        Ok(())
+    }
+
+    /// Writes zeros up to `end` and a step further, durably. So the record that comes then changes no
+    /// metadata, and whether it is acknowledged depends on nothing but its own bytes.
+    fn grow(&mut self, end: u64) -> Result<(), Fault> {
+        let segment = &self.files[self.current];
+        let from = segment.written;
+        let upto = (end + STEP).min(self.size).max(end);
+        let zeros =
+            vec![0; usize::try_from(upto - from).expect("a batch and a step fit in memory")];
+        let grown = segment.file.write_all_at(&zeros, from);
+        grown.map_err(|error| self.failed("write", &error))?;
+        let synced = self.fdatasync();
+        synced.map_err(|error| self.failed("fdatasync", &error))?;
+        self.files[self.current].written = upto;
         Ok(())
     }
 

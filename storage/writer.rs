@@ -199,7 +199,9 @@ impl Writer {
     /// Begins to bring the database up to date, once the last time is over.
     fn freeze(&mut self) -> Result<(), Fault> {
         self.harvest(true)?;
-        if !self.backlog.is_empty() {
+        if self.backlog.is_empty() {
+            self.journal.settle(self.journal.next());
+        } else {
             let next = self.groups.iter().map(|(&group, log)| (group, log.logged));
             self.backlog.freeze(Mark {
                 journal: self.journal.next(),
@@ -213,6 +215,7 @@ impl Writer {
     fn settle(&mut self) -> Result<(), Fault> {
         self.freeze()?;
         self.harvest(true)?;
+        // A record that only frees a file is not part of any mark.
         self.journal.settle(self.journal.next());
         self.journal.close()
     }

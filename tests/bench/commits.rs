@@ -4,7 +4,8 @@
 //! Debian's packages, all on loopback, all with their data on the same disk and synced before
 //! anything is acknowledged. One client process drives both through the same gRPC calls (etcd's
 //! `KV.Put`, see [`kv`]) at whoever leads, with 1, 64 and 512 writers of 200 bytes, in alternating
-//! rounds; prints operations per second, median and 99th percentile, and our ratio.
+//! rounds; prints operations per second, median and 99th percentile, and our ratio: the median over
+//! the rounds, and the round in which we did worst.
 
 mod cluster;
 mod kv;
@@ -18,7 +19,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
 use crate::cluster::{Cluster, Kind};
-use crate::measure::{Figures, median, run};
+use crate::measure::{Figures, Ratios, median, run};
 
 #[derive(Parser)]
 #[command(about = "Commits per second of three nodes, beside etcd's")]
@@ -95,6 +96,7 @@ async fn bench(arguments: &Arguments) -> Result<()> {
         "writers", "side", "ops/s", "p50 µs", "p99 µs"
     );
     let mut rows = Vec::new();
+    let mut ratios = Vec::new();
     let round = Duration::from_secs(arguments.seconds);
     for &writers in &arguments.writers {
         let mut figures: Vec<Vec<Figures>> = vec![Vec::new(); sides.len()];
@@ -125,18 +127,45 @@ async fn bench(arguments: &Arguments) -> Result<()> {
                 "p99_us": figures.p99.as_micros() as u64,
             }));
         }
-        if let [ours, theirs] = &medians[..] {
-            println!(
-                "{writers:>8} {:>10} {:>10.2} {:>10.2} {:>10.2}",
-                "ratio",
-                ours.per_second / theirs.per_second,
-                ours.p50.as_secs_f64() / theirs.p50.as_secs_f64(),
-                ours.p99.as_secs_f64() / theirs.p99.as_secs_f64(),
-            );
+        if let [ours, theirs] = &figures[..] {
+            ratios.push((writers, Ratios::of(ours, theirs)));
         }
+    }
+    if !ratios.is_empty() {
+        rows.extend(print_ratios(&ratios, arguments.rounds));
     }
     if let Some(path) = &arguments.json {
         std::fs::write(path, serde_json::to_vec_pretty(&rows)?)?;
     }
     Ok(())
+}
+
+/// Prints our figures divided by theirs, a line per number of writers, and returns them.
+#[expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
+fn print_ratios(ratios: &[(usize, Ratios)], rounds: usize) -> Vec<serde_json::Value> {
+    println!("\nours divided by etcd's, over {rounds} rounds");
+    println!("{:>8} {:>17} {:>17} {:>17}", "", "throughput", "p50", "p99");
+    println!(
+        "{:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8}",
+        "writers", "min", "median", "median", "max", "median", "max"
+    );
+    let mut rows = Vec::new();
+    for (writers, ratios) in ratios {
+        let [throughput, p50, p99] = [&ratios.throughput, &ratios.p50, &ratios.p99];
+        println!(
+            "{writers:>8} {:>8.2} {:>8.2} {:>8.2} {:>8.2} {:>8.2} {:>8.2}",
+            throughput.min, throughput.median, p50.median, p50.max, p99.median, p99.max,
+        );
+        rows.push(serde_json::json!({
+            "writers": writers,
+            "side": "ratio",
+            "throughput_min": throughput.min,
+            "throughput_median": throughput.median,
+            "p50_median": p50.median,
+            "p50_max": p50.max,
+            "p99_median": p99.median,
+            "p99_max": p99.max,
+        }));
+    }
+    rows
 }

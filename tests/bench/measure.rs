@@ -88,3 +88,69 @@ pub(crate) fn median(rounds: &[Figures]) -> Figures {
     rounds.sort_by(|a, b| a.per_second.total_cmp(&b.per_second));
     rounds[rounds.len() / 2]
 }
+
+/// Our figures divided by theirs, round by round.
+#[derive(Debug)]
+pub(crate) struct Ratios {
+    pub(crate) throughput: Spread,
+    pub(crate) p50: Spread,
+    pub(crate) p99: Spread,
+}
+
+/// What the rounds gave, from the least to the most.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) struct Spread {
+    pub(crate) min: f64,
+    pub(crate) median: f64,
+    pub(crate) max: f64,
+}
+
+impl Ratios {
+    /// Compares rounds that followed each other. There is at least one.
+    pub(crate) fn of(ours: &[Figures], theirs: &[Figures]) -> Self {
+        let spread = |figure: fn(&Figures) -> f64| {
+            let pairs = ours.iter().zip(theirs);
+            Spread::of(
+                pairs
+                    .map(|(ours, theirs)| figure(ours) / figure(theirs))
+                    .collect(),
+            )
+        };
+        Self {
+            throughput: spread(|round| round.per_second),
+            p50: spread(|round| round.p50.as_secs_f64()),
+            p99: spread(|round| round.p99.as_secs_f64()),
+        }
+    }
+}
+
+impl Spread {
+    fn of(mut ratios: Vec<f64>) -> Self {
+        ratios.sort_by(f64::total_cmp);
+        Self {
+            min: ratios.first().copied().unwrap_or(f64::NAN),
+            median: ratios.get(ratios.len() / 2).copied().unwrap_or(f64::NAN),
+            max: ratios.last().copied().unwrap_or(f64::NAN),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_are_compared_in_pairs() {
+        let round = |per_second: f64, p99: u64| Figures {
+            per_second,
+            p50: Duration::from_micros(1),
+            p99: Duration::from_micros(p99),
+        };
+        let ours = [round(100.0, 4), round(300.0, 1), round(200.0, 3)];
+        let theirs = [round(100.0, 2), round(100.0, 2), round(400.0, 2)];
+        let ratios = Ratios::of(&ours, &theirs);
+        let spread = |min, median, max| Spread { min, median, max };
+        assert_eq!(ratios.throughput, spread(0.5, 1.0, 3.0));
+        assert_eq!(ratios.p99, spread(0.5, 1.5, 2.0));
+    }
+}

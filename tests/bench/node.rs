@@ -51,7 +51,10 @@ pub(crate) async fn serve(arguments: Arguments) -> Result<()> {
         None => group.bootstrap().await?,
         Some(seed) => group.join(std::slice::from_ref(seed)).await?,
     }
-    let handler = Arc::new(Node { group });
+    let handler = Arc::new(Node {
+        id: arguments.id,
+        group,
+    });
     let listener = TcpListener::bind(&arguments.client).await?;
     let routes =
         Routes::new(Server::<_, false>::new(Arc::clone(&handler)))
@@ -69,6 +72,7 @@ pub(crate) async fn serve(arguments: Arguments) -> Result<()> {
 }
 
 struct Node {
+    id: u64,
     group: Group,
 }
 
@@ -80,7 +84,7 @@ impl Node {
 
     fn header(&self) -> Header {
         Header {
-            member: self.group.status().node.0,
+            member: self.id,
             revision: i64::try_from(self.group.state().revision.0).unwrap_or(i64::MAX),
         }
     }

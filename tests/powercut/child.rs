@@ -28,7 +28,7 @@ const FLIGHT: usize = 8;
 pub(crate) fn work(folder: &Path, seed: u64, no_fdatasync: bool) -> anyhow::Result<()> {
     let storage = if no_fdatasync {
         Storage::open_planted(folder, identity(), Plant::SkipFdatasync)?
-    } else if seed % 3 == 0 {
+    } else if seed.is_multiple_of(3) {
         // A run is over before the journal's files are full at their usual size.
         Storage::open_planted(folder, identity(), Plant::JournalSize(SMALL_JOURNAL))?
     } else {
@@ -48,7 +48,7 @@ pub(crate) fn work(folder: &Path, seed: u64, no_fdatasync: bool) -> anyhow::Resu
         let random = StdRng::seed_from_u64(seed ^ salt ^ 0x5eed);
         // Every fsync of a snapshot pushes out the log's blocks as well, on ext4. Half of the runs
         // do without, or they would hide a log that forgets to.
-        if seed % 2 == 0 {
+        if seed.is_multiple_of(2) {
             std::thread::spawn(move || save_snapshots(group, &snapshots, random));
         }
         let rng = StdRng::seed_from_u64(seed ^ salt);

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use flotilla_model::id::NodeId;
 use flotilla_raft::{ProposeError, ReadError, Role};
+use futures_util::FutureExt;
 
 use crate::harness::{Cluster, assert_says, create, eventually, has_room, refused, request};
 
@@ -219,4 +220,21 @@ async fn a_campaign_replaces_a_dead_leader_at_once() {
     assert!(took < Duration::from_secs(5), "took {took:?}");
     assert_eq!(cluster.leader().await, follower);
     cluster.await_equal().await;
+}
+
+#[tokio::test]
+async fn a_group_that_stopped_says_so() {
+    let mut cluster = Cluster::of(1, |_| {}).await;
+    let group = cluster.nodes[&1].group.clone();
+    let running = group.stopped().now_or_never();
+    assert!(running.is_none(), "{running:?}");
+    let stopped = tokio::spawn({
+        let group = group.clone();
+        async move { group.stopped().await }
+    });
+    cluster.stop(1).await;
+    eventually("the waiting task hears of it", || stopped.is_finished()).await;
+    let reason = stopped.await.expect("no panic");
+    assert!(!reason.is_empty());
+    assert_eq!(group.stopped().await, reason, "it stays so");
 }

@@ -150,6 +150,11 @@ impl Cluster {
         self.nodes.insert(id, node);
     }
 
+    /// Makes a node start at another address next time.
+    pub(crate) fn move_away(&mut self, id: u64) {
+        self.addresses.remove(&id);
+    }
+
     /// Ends a node without a word, as `kill -9` would.
     pub(crate) fn kill(&mut self, id: u64) {
         drop(self.nodes.remove(&id).expect("runs"));

@@ -162,6 +162,28 @@ async fn nodes_join_through_any_member_in_any_order() {
     assert!(has_room(&cluster.nodes[&7].group.state(), "by a learner"));
 }
 
+#[tokio::test]
+async fn a_node_may_come_back_at_another_address() {
+    let mut cluster = Cluster::of(3, |_| {}).await;
+    for id in [cluster.follower().await, cluster.leader().await] {
+        cluster.kill(id);
+        cluster.move_away(id);
+        cluster.start(id).await;
+        let name = format!("after {id} moved");
+        cluster.any().propose(create(&name)).await.expect("applied");
+        for node in cluster.nodes.values() {
+            eventually("everybody has the address and the room", || {
+                let members = node.group.status().members;
+                let moved = members.iter().find(|member| member.node.0 == id);
+                moved.is_some_and(|moved| moved.address == cluster.nodes[&id].address)
+                    && has_room(&node.group.state(), &name)
+            })
+            .await;
+        }
+    }
+    cluster.await_equal().await;
+}
+
 fn tls(node: &str) -> Option<Tls> {
     let read = |name: &str| {
         let path = format!("{}/tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"));
