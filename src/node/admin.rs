@@ -144,6 +144,8 @@ pub async fn serve(
     let gate = Gate::new(access.token.as_deref());
     let (health, health_service) = tonic_health::server::health_reporter();
     let group = context.group.clone();
+    // Before the first call can ask.
+    tell_health(&health, status(&group)).await;
     let admin = AdminServer::new(AdminService::new(context, stopping))
         .max_decoding_message_size(REQUEST_BYTES_MAX);
     let (v1, v1alpha) = (reflection().build_v1()?, reflection().build_v1alpha()?);
@@ -205,19 +207,27 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
 }
 
+fn status(group: &Group) -> ServingStatus {
+    match group.status().role {
+        Role::Stopped => ServingStatus::NotServing,
+        _ => ServingStatus::Serving,
+    }
+}
+
+async fn tell_health(health: &HealthReporter, status: ServingStatus) {
+    health.set_service_status("", status).await;
+    health.set_service_status(service::NAME, status).await;
+}
+
 /// The node is healthy for administration as long as its group runs here.
 async fn report_health(health: &HealthReporter, group: &Group) -> std::convert::Infallible {
     let mut interval = tokio::time::interval(HEALTH_INTERVAL);
     let mut before = None;
     loop {
         interval.tick().await;
-        let status = match group.status().role {
-            Role::Stopped => ServingStatus::NotServing,
-            _ => ServingStatus::Serving,
-        };
+        let status = status(group);
         if before != Some(status) {
-            health.set_service_status("", status).await;
-            health.set_service_status(service::NAME, status).await;
+            tell_health(health, status).await;
             before = Some(status);
         }
     }
