@@ -38,8 +38,7 @@ use crate::control::{Follower, drain, failure, orphans, register};
 use crate::data_dir::DataDir;
 use crate::http;
 use crate::hub::Hub;
-use crate::mesh::enroll::{self, Doorkeeper, EnrollError};
-use crate::mesh::proto::EnrollRequest;
+use crate::mesh::enroll::{self, Doorkeeper};
 use crate::mesh::proto::mesh_server::MeshServer;
 use crate::mesh::{Ailing, INBOUND_MAX, Mesh, MeshService, Own, ServiceConfig};
 use crate::session::connection::ConnectionIds;
@@ -49,6 +48,10 @@ use crate::session::{Sessions, new_request};
 use crate::shard::Shards;
 use crate::telemetry::Metrics;
 use crate::udp::{Socket, Waker};
+
+mod membership;
+
+use membership::{Membership, enroll_request};
 
 /// Longest wait for sessions to take leave when the node stops.
 const LEAVE_MAX: Duration = Duration::from_secs(3);
@@ -737,161 +740,6 @@ fn session_config(config: &Config) -> SessionConfig {
         },
         remote_unmute: room.enable_remote_unmute,
         ..defaults
-    }
-}
-
-/// How a node becomes, or goes on being, a member.
-struct Membership<'a> {
-    config: &'a Config,
-    boot: BootId,
-    address: &'a str,
-    secret: &'a str,
-    channels: &'a Channels,
-    data: &'a DataDir,
-    group: &'a Group,
-}
-
-/// What a member has.
-struct Joined {
-    cluster_id: String,
-    certificate: String,
-    /// Whom to ask to be added; empty: nobody needs to be asked.
-    seeds: Vec<String>,
-}
-
-impl Membership<'_> {
-    /// Founds a cluster, or finds the one to join, or recognises that it is in one.
-    async fn prepare(&self, founding: Founding) -> anyhow::Result<Joined> {
-        let certificate = self.data.certificate()?;
-        if !self.group.is_initialized() && founding == Founding::IfNew {
-            self.group.bootstrap().await?;
-            info!("founded a cluster");
-        }
-        if self.group.is_initialized() {
-            return self.go_on(certificate).await;
-        }
-        let mut seeds = self.config.seeds.clone();
-        for seed in self.data.seeds() {
-            if !seeds.contains(seed) {
-                seeds.push(seed.clone());
-            }
-        }
-        if seeds.is_empty() {
-            bail!(
-                "this node is in no cluster. Found one with `flotilla cluster init`, or join one with \
-                 `flotilla cluster join --peer HOST:PORT` (or set cluster.seeds)"
-            );
-        }
-        let enrolled = self.enroll_patiently(&seeds).await?;
-        self.data.set_certificate(&enrolled.1)?;
-        Ok(Joined {
-            cluster_id: enrolled.0,
-            certificate: enrolled.1,
-            seeds,
-        })
-    }
-
-    /// Nodes are often started together: the seeds may take a moment.
-    async fn enroll_patiently(&self, seeds: &[String]) -> anyhow::Result<(String, String)> {
-        let begun = Instant::now();
-        loop {
-            match enroll_at(self, seeds, String::new()).await {
-                Err(error) if !is_refusal(&error) && begun.elapsed() < SEEDS_MAX => {
-                    info!(%error, "waiting for a seed");
-                    tokio::time::sleep(SEEDS_RETRY).await;
-                }
-                result => return result,
-            }
-        }
-    }
-
-    /// A member starts again.
-    async fn go_on(&self, certificate: Option<String>) -> anyhow::Result<Joined> {
-        let cluster_id = self.group.cluster_id().unwrap_or_default();
-        let others: Vec<String> = self
-            .group
-            .status()
-            .members
-            .into_iter()
-            .filter(|member| member.node.0 != self.config.node_id)
-            .map(|member| member.address)
-            .collect();
-        if !others.is_empty() {
-            match enroll_at(self, &others, cluster_id.clone()).await {
-                Ok((_, pem)) if certificate.is_none() => {
-                    self.data.set_certificate(&pem)?;
-                    return Ok(self.member(cluster_id, pem));
-                }
-                Ok(_) => {}
-                Err(error) if is_refusal(&error) => return Err(error),
-                Err(error) => debug!(%error, "no other node answers yet"),
-            }
-        }
-        let pem = match certificate {
-            Some(pem) => pem,
-            None if others.is_empty() => {
-                let pem = Certificate::generate()?.to_pem()?;
-                self.data.set_certificate(&pem)?;
-                pem
-            }
-            None => bail!(
-                "dtls.pem is missing from the data folder and no other node answers to give it again: \
-                 start another node first"
-            ),
-        };
-        Ok(self.member(cluster_id, pem))
-    }
-
-    fn member(&self, cluster_id: String, certificate: String) -> Joined {
-        Joined {
-            cluster_id,
-            certificate,
-            seeds: Vec::new(),
-        }
-    }
-
-    /// Asks to be added, if that is needed. The cluster port must be served by now.
-    async fn join(&self, joined: &Joined) -> anyhow::Result<()> {
-        if joined.seeds.is_empty() {
-            return Ok(());
-        }
-        info!(seeds = joined.seeds.join(", "), "joining");
-        self.group.join(&joined.seeds).await?;
-        info!("joined the cluster");
-        Ok(())
-    }
-}
-
-fn is_refusal(error: &anyhow::Error) -> bool {
-    !matches!(
-        error.downcast_ref::<EnrollError>(),
-        Some(EnrollError::Unreachable { .. })
-    )
-}
-
-async fn enroll_at(
-    member: &Membership<'_>,
-    seeds: &[String],
-    cluster_id: String,
-) -> anyhow::Result<(String, String)> {
-    let request = EnrollRequest {
-        boot: member.boot.0,
-        cluster_id,
-        ..enroll_request(member.config, member.address)
-    };
-    let enrolled = enroll::enroll(member.channels, member.secret, seeds, &request).await?;
-    let pem = String::from_utf8(enrolled.certificate).context("the cluster's certificate")?;
-    Ok((enrolled.cluster_id, pem))
-}
-
-fn enroll_request(config: &Config, address: &str) -> EnrollRequest {
-    EnrollRequest {
-        cluster: config.cluster.name.clone(),
-        node: config.node_id,
-        config_hash: config.cluster.hash().to_vec().into(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        address: address.to_owned(),
-        ..EnrollRequest::default()
     }
 }
 

@@ -96,7 +96,7 @@ impl State {
         if !self.nodes.contains_key(&id) {
             return Err(Rejection::NodeNotFound);
         }
-        self.move_all_at(context, id, State::standby);
+        self.move_all_at(context, id, Self::standby);
         self.remove_all_at(context, id, LeaveReason::ServerShutdown);
         self.nodes.remove(&id);
         context.events.push(Event::NodeRemoved(id));
@@ -121,7 +121,7 @@ impl State {
             self.nodes.insert(id, Arc::new(node));
             context.events.push(Event::NodeChanged(id));
         }
-        self.move_all_at(context, id, State::standby);
+        self.move_all_at(context, id, Self::standby);
         Ok(done(Version(0)))
     }
 
