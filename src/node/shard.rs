@@ -48,6 +48,12 @@ const HEARD_MAX: Duration = Duration::from_secs(6);
 /// Datagrams that were waiting while the process was stopped are no sign of that: this long after the
 /// lease was found to have ended, none is taken for one.
 const WAKING: Duration = Duration::from_millis(100);
+/// A thread that woke up this much too late was stopped, and with it the process: others may have
+/// decided meanwhile. Shorter than any verdict takes.
+const STOPPED: Duration = Duration::from_millis(300);
+/// How long a lease may have ended before it matters to a process that ran all the time: on a busy
+/// machine its renewal is late now and then.
+const LATE_MAX: Duration = Duration::from_secs(1);
 /// Addresses remembered as heard from.
 const HEARD_ADDRESSES_MAX: usize = 64 * 1024;
 
@@ -237,6 +243,7 @@ impl Shards {
                 queued_since: None,
                 lease: lease.clone(),
                 lapsed: None,
+                turned: Instant::now(),
             };
             let thread = std::thread::Builder::new()
                 .name(format!("shard-{index}"))
@@ -292,11 +299,15 @@ struct Shard {
     queued_since: Option<Instant>,
     lease: Lease,
     lapsed: Option<Lapsed>,
+    /// When the present turn began.
+    turned: Instant,
 }
 
 /// The node's lease has ended: others may serve whom this shard served.
 struct Lapsed {
     since: Instant,
+    /// The process was stopped.
+    was_stopped: bool,
     heard: HashMap<SocketAddr, Instant>,
 }
 
@@ -309,6 +320,9 @@ impl Lapsed {
     }
 
     fn serves(&self, now: Instant, to: SocketAddr) -> bool {
+        if !self.was_stopped && now.saturating_duration_since(self.since) < LATE_MAX {
+            return true;
+        }
         let heard = self.heard.get(&to);
         heard.is_some_and(|at| now.saturating_duration_since(*at) <= HEARD_MAX)
     }
@@ -356,9 +370,12 @@ impl Shard {
 
     fn turns(&mut self, engine: &mut Engine) -> io::Result<()> {
         loop {
-            self.socket.wait(self.wait_time(engine))?;
+            let wait = self.wait_time(engine);
+            let slept = Instant::now();
+            self.socket.wait(wait)?;
             let now = Instant::now();
-            self.check_lease(now);
+            let due = wait.map_or(slept, |wait| slept + wait);
+            self.check_lease(now, now.saturating_duration_since(due));
             if !self.take_orders(now, engine) {
                 return Ok(());
             }
@@ -416,15 +433,26 @@ impl Shard {
     }
 
     /// Looked at before anything is received or sent, so that a process that was stopped knows.
-    fn check_lease(&mut self, now: Instant) {
+    /// `late`: how much later than asked the thread woke up.
+    fn check_lease(&mut self, now: Instant, late: Duration) {
+        self.turned = now;
         if self.lease.holds(now) {
             self.lapsed = None;
-        } else if self.lapsed.is_none() {
-            info!("this node's lease has ended: serving only whom it still hears");
-            self.lapsed = Some(Lapsed {
-                since: now,
-                heard: HashMap::new(),
-            });
+            return;
+        }
+        let lapsed = self.lapsed.get_or_insert_with(|| Lapsed {
+            since: now,
+            was_stopped: false,
+            heard: HashMap::new(),
+        });
+        if late > STOPPED && !lapsed.was_stopped {
+            info!(
+                late_ms = late.as_millis() as u64,
+                "this process was stopped: serving only whom it still hears"
+            );
+            lapsed.was_stopped = true;
+            lapsed.since = now;
+            lapsed.heard.clear();
         }
     }
 
@@ -513,6 +541,8 @@ impl Shard {
         // The process may have been stopped since the turn began.
         let now = Instant::now();
         if !self.lease.holds(now) {
+            let stopped = now.saturating_duration_since(self.turned);
+            self.check_lease(now, stopped);
             let lapsed = self.lapsed.as_ref();
             let held_back = queue.retain(|to| lapsed.is_some_and(|lapsed| lapsed.serves(now, to)));
             self.metrics.datagrams_fenced.inc_by(held_back as u64);

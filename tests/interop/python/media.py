@@ -10,6 +10,7 @@ import time
 
 import numpy
 from livekit import api, rtc
+from livekit.rtc import _ffi_client as ffi_client
 
 KEY, SECRET = "devkey", "secret"
 SAMPLE_RATE = 48_000
@@ -60,6 +61,24 @@ def read_counter(frame):
             return None
         count = count << 1 | (patch > 128)
     return count
+
+
+class PatientVideoStream(rtc.VideoStream):
+    """Pictures wait for the test instead of being dropped by the SDK when the machine is busy."""
+
+    def _create_owned_stream(self):
+        client = ffi_client.FfiClient.instance
+        request_now = client.request
+
+        def request(req):
+            req.new_video_stream.queue_size_frames = 256
+            return request_now(req)
+
+        client.request = request
+        try:
+            return super()._create_owned_stream()
+        finally:
+            del client.request
 
 
 class Client:
@@ -175,7 +194,7 @@ class Client:
             self.pitches.setdefault(identity, []).append(pitch)
 
     async def _watch(self, track, identity):
-        async for event in rtc.VideoStream(track):
+        async for event in PatientVideoStream(track):
             self.sizes[identity] = (event.frame.width, event.frame.height)
             count = read_counter(event.frame)
             if count is not None:
