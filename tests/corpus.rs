@@ -21,7 +21,7 @@ fn every_target_survives_its_corpus_and_mutations_of_it() {
             inputs.push(fs::read(entry.expect("entry").path()).expect("input is readable"));
         }
         assert!(!inputs.is_empty(), "the corpus of {name} is empty");
-        // A certificate is made for each run of the engine: fewer of those.
+        // Whole engines take longer: fewer of those.
         let mutations = if *name == "datagrams" {
             MUTATIONS / 10
         } else {

@@ -399,7 +399,7 @@ impl Engine {
                 TransportEvent::Connected => {
                     self.router.peer_connected(now, id);
                     if self.peers.get(&id).is_some_and(|peer| peer.is_restored) {
-                        self.router.hurry_key_frames(now, id);
+                        self.router.peer_resumed(now, id);
                     }
                     self.push_event(Event::Connected { peer: id });
                     self.checkpoint(now, id);

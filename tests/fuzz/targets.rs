@@ -3,10 +3,13 @@
 //! `cargo fuzz` drives them (`tests/fuzz/fuzz_targets`); `tests/corpus.rs` replays the corpus and
 //! random mutations of it with plain stable Rust.
 
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use flotilla_media::command::{Channel, Command, PeerId, PeerRole, Restore, Settings};
 use flotilla_media::engine::{Engine, EngineConfig};
 use flotilla_media::peer::dtls::Certificate;
+use flotilla_media::peer::transport::TransportSnapshot;
 use flotilla_media::{codec, peer, rtp};
 use flotilla_model::encoding;
 use flotilla_model::id::{BootId, Identity, NodeId, UnixMillis};
@@ -33,6 +36,8 @@ pub(crate) const TARGETS: &[Target] = &[
     ("log_entry", log_entry),
     ("snapshot", snapshot),
     ("sdp", sdp),
+    ("transport_snapshot", transport_snapshot),
+    ("restore", restore),
     ("datagrams", datagrams),
     ("rtp", rtp_packet),
     ("rtcp", rtcp_compound),
@@ -169,12 +174,11 @@ fn sdp(bytes: &[u8]) {
     }
 }
 
-/// A whole engine on a virtual clock; the input is a list of datagrams, each after its length byte
-/// pair, with a pause after it.
-fn datagrams(bytes: &[u8]) {
-    let start = Instant::now();
-    let mut now = start;
-    let certificate = std::sync::Arc::new(Certificate::generate().expect("a certificate"));
+fn engine(now: Instant) -> Engine {
+    static CERTIFICATE: OnceLock<Arc<Certificate>> = OnceLock::new();
+    let certificate = CERTIFICATE
+        .get_or_init(|| Arc::new(Certificate::generate().expect("a certificate")))
+        .clone();
     let here = "127.0.0.1:7882".parse().expect("an address");
     let config = EngineConfig::new(
         NodeId(1),
@@ -184,7 +188,81 @@ fn datagrams(bytes: &[u8]) {
         vec![here],
         [2; 32],
     );
-    let mut engine = Engine::new(now, config);
+    Engine::new(now, config)
+}
+
+/// What one node tells another of a connection's transport, and a connection made from it.
+fn transport_snapshot(bytes: &[u8]) {
+    let Ok(snapshot) = TransportSnapshot::from_bytes(bytes) else {
+        return;
+    };
+    let written = snapshot.to_bytes();
+    let again = TransportSnapshot::from_bytes(&written).expect("what we wrote can be read");
+    assert!(again == snapshot);
+    continue_peer(PeerRole::Single, Some(snapshot), None);
+}
+
+/// A client's former offer and answer, with a zero byte between, as continued by another node.
+fn restore(bytes: &[u8]) {
+    let mut texts = bytes
+        .splitn(2, |byte| *byte == 0)
+        .map(|text| String::from_utf8_lossy(text).into_owned());
+    let (Some(offer), Some(answer)) = (texts.next(), texts.next()) else {
+        return;
+    };
+    for role in [PeerRole::Subscriber, PeerRole::Single] {
+        continue_peer(role, None, Some((offer.clone(), answer.clone())));
+    }
+}
+
+fn continue_peer(
+    role: PeerRole,
+    transport: Option<TransportSnapshot>,
+    descriptions: Option<(String, String)>,
+) {
+    let mut now = Instant::now();
+    let mut engine = engine(now);
+    let peer = PeerId(1);
+    let again = descriptions.as_ref().map(|(offer, _)| offer.clone());
+    let restore = Restore {
+        transport,
+        descriptions,
+        channels: vec![(Channel::Reliable, 1), (Channel::Lossy, 3)],
+    };
+    let mut commands = vec![
+        Command::CreatePeer {
+            peer,
+            role,
+            negotiated_channels: false,
+            restore: Some(Box::new(restore)),
+        },
+        Command::Subscribe {
+            peer,
+            track: "TR_AM".into(),
+            stream: "PA_x|TR_AM".to_owned(),
+            settings: Settings::default(),
+        },
+        Command::RestartIce { peer },
+    ];
+    commands.extend(again.map(|sdp| Command::Offer { peer, id: 1, sdp }));
+    commands.push(Command::Export { peer });
+    for command in commands {
+        engine.handle_command(now, command);
+    }
+    for _ in 0..4 {
+        while engine.poll_event().is_some() {}
+        engine.transmits().clear();
+        now += Duration::from_millis(500);
+        engine.handle_timeout(now);
+    }
+}
+
+/// A whole engine on a virtual clock; the input is a list of datagrams, each after its length byte
+/// pair, with a pause after it.
+fn datagrams(bytes: &[u8]) {
+    let start = Instant::now();
+    let mut now = start;
+    let mut engine = engine(now);
     let mut rest = bytes;
     while let [high, low, pause, tail @ ..] = rest {
         let length = (usize::from(*high) << 8 | usize::from(*low))

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use flotilla_model::id::TrackSid;
+use rand::Rng;
 
 use crate::forward::parameters::SendSection;
 use crate::index::IdMap;
@@ -15,6 +16,9 @@ const RTT_DEFAULT: Duration = Duration::from_millis(100);
 
 /// A peer.
 pub struct Peer {
+    /// SSRC of this side in RTCP about what it sends. Its own and new, because a connection that had
+    /// another home has keys with which that home sent under its SSRC.
+    pub ssrc: u32,
     /// It can receive.
     pub is_connected: bool,
     /// Streams it sends.
@@ -39,8 +43,9 @@ pub struct Peer {
 impl Peer {
     /// A peer of which nothing is known.
     #[must_use]
-    pub fn new(now: Instant) -> Self {
+    pub fn new(now: Instant, rng: &mut impl Rng) -> Self {
         Self {
+            ssrc: rng.random_range(1..u32::MAX),
             is_connected: false,
             demux: Demux::default(),
             arrivals: None,

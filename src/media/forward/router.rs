@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use flotilla_model::id::{BootId, Epoch, NodeId, TrackSid};
-use flotilla_model::track::{Kind, Track as TrackInfo, TrackCodec};
+use flotilla_model::track::{Kind, Quality, Track as TrackInfo, TrackCodec};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use slab::Slab;
@@ -72,8 +72,6 @@ pub struct Router {
     /// The router's start: origin of send and arrival times.
     epoch: Instant,
     rng: ChaCha8Rng,
-    /// SSRC of this side in RTCP to publishers.
-    ssrc: u32,
     peers: IdMap<PeerId, Peer>,
     tracks: Slab<Track>,
     by_sid: HashMap<TrackSid, usize>,
@@ -90,13 +88,11 @@ impl Router {
     /// An empty router.
     #[must_use]
     pub fn new(now: Instant, config: RouterConfig) -> Self {
-        let mut rng = ChaCha8Rng::from_seed(config.seed);
-        let ssrc = rng.random_range(1..u32::MAX);
+        let rng = ChaCha8Rng::from_seed(config.seed);
         Self {
             config,
             epoch: now,
             rng,
-            ssrc,
             peers: IdMap::default(),
             tracks: Slab::new(),
             by_sid: HashMap::new(),
@@ -122,7 +118,10 @@ impl Router {
             let layers = describe::section_layers(track, &negotiated);
             known.push(Section::new(negotiated, key, layers));
         }
-        let peer = self.peers.entry(peer).or_insert_with(|| Peer::new(now));
+        let peer = self
+            .peers
+            .entry(peer)
+            .or_insert_with(|| Peer::new(now, &mut self.rng));
         let wants_arrivals = known.iter().any(|section| {
             section.negotiated.feedback.twcc && section.negotiated.extensions.twcc.is_some()
         });
@@ -137,7 +136,10 @@ impl Router {
 
     /// Replaces the sections on which we send to a peer.
     pub fn set_send(&mut self, now: Instant, peer: PeerId, sections: Vec<SendSection>) {
-        let state = self.peers.entry(peer).or_insert_with(|| Peer::new(now));
+        let state = self
+            .peers
+            .entry(peer)
+            .or_insert_with(|| Peer::new(now, &mut self.rng));
         let before = std::mem::replace(&mut state.sections, sections);
         state.sent.clear();
         for section in &state.sections {
@@ -212,7 +214,10 @@ impl Router {
         known.reference.epoch = known.reference.epoch.max(epoch.0);
         known.is_muted = track.muted;
         describe::merge(known, &track.codecs);
-        let state = self.peers.entry(peer).or_insert_with(|| Peer::new(now));
+        let state = self
+            .peers
+            .entry(peer)
+            .or_insert_with(|| Peer::new(now, &mut self.rng));
         let sections = state.demux.sections().iter();
         for section in sections.filter(|section| section.negotiated.track == track.sid) {
             describe::note_section(known, peer, &section.negotiated, &mut self.events);
@@ -284,7 +289,10 @@ impl Router {
 
     /// A peer can receive media from now on.
     pub fn peer_connected(&mut self, now: Instant, peer: PeerId) {
-        let state = self.peers.entry(peer).or_insert_with(|| Peer::new(now));
+        let state = self
+            .peers
+            .entry(peer)
+            .or_insert_with(|| Peer::new(now, &mut self.rng));
         state.is_connected = true;
         for track in state.sections.iter().map(|section| &section.track) {
             let known = self.by_sid.get(track).map(|key| &mut self.tracks[*key]);
@@ -297,8 +305,9 @@ impl Router {
 
     /// A peer that was another node's can be reached: the layers it published there and that somebody
     /// wants are asked for key frames before their first packet is here, and what it receives is
-    /// asked for again, however recently others asked.
-    pub fn hurry_key_frames(&mut self, now: Instant, peer_id: PeerId) {
+    /// asked for again, however recently others asked. What it was last told is wanted is not known
+    /// here and told anew.
+    pub fn peer_resumed(&mut self, now: Instant, peer_id: PeerId) {
         let Some(peer) = self.peers.get_mut(&peer_id) else {
             return;
         };
@@ -321,9 +330,11 @@ impl Router {
                     layer.stream.key_frames.hasten();
                 }
             }
-            if track.source == TrackSource::Local(peer_id)
-                || track.find_subscription(peer_id).is_ok()
-            {
+            let is_local = track.source == TrackSource::Local(peer_id);
+            if is_local {
+                track.wanted.reported = Quality::Off;
+            }
+            if is_local || track.find_subscription(peer_id).is_ok() {
                 track.select(now);
             }
         }

@@ -289,24 +289,30 @@ impl Sctp {
         let Some(session) = ready.and_then(|at| self.pending.remove(at)) else {
             return;
         };
-        // The client chose this one; the others are its earlier attempts.
-        for other in std::mem::take(&mut self.pending)
+        let is_ours = |handle| self.revival.as_ref().is_some_and(|r| r.is_by(handle));
+        // The client chose this one; the others are its earlier attempts. Only where both ends began
+        // at once the one from here may follow, and then counts (RFC 9260 §5.2.4, case B).
+        let (kept, others): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.pending)
             .into_iter()
-            .chain(self.current.take())
-        {
+            .partition(|other| is_ours(other.handle));
+        let revived = if is_ours(session.handle) {
+            let revival = self.revival.take();
+            revival
+                .map(|revival| revival.channels())
+                .unwrap_or_default()
+        } else {
+            Vec::new()
+        };
+        self.pending = kept;
+        for other in others.into_iter().chain(self.current.take()) {
             self.forget(&other);
         }
         self.close_channels();
-        let revived = self
-            .revival
-            .take()
-            .filter(|revival| revival.is_by(session.handle))
-            .map(|revival| revival.channels())
-            .filter(|channels| !channels.is_empty());
         self.current = Some(session);
-        match revived {
-            Some(channels) => self.open_agreed(&channels),
-            None => self.open_channels(now),
+        if revived.is_empty() {
+            self.open_channels(now);
+        } else {
+            self.open_agreed(&revived);
         }
     }
 

@@ -453,6 +453,31 @@ mod tests {
     }
 
     #[test]
+    fn streams_that_another_node_learned_need_no_name() {
+        let mut demux = Demux::default();
+        let mut restored = section("1", "TR_a", &["q", "h", "f"], &[]);
+        restored.negotiated.learned = vec![
+            ("f".to_owned(), 50, Some(51)),
+            ("q".to_owned(), 52, None),
+            ("x".to_owned(), 53, None),
+        ];
+        demux.set_sections(vec![restored.clone()]);
+        let of = |demux: &Demux, ssrc| demux.get(ssrc).map(|b| (b.layer, b.is_repair));
+        assert_eq!(of(&demux, 50), Some((2, false)));
+        assert_eq!(of(&demux, 51), Some((2, true)));
+        assert_eq!(of(&demux, 52), Some((0, false)));
+        assert_eq!(of(&demux, 53), None);
+        assert_eq!(demux.media_streams().count(), 2);
+        // What packets show replaces it, also when the sections are set again.
+        let one = b"1".as_slice();
+        let learned = learn(&mut demux, 60, 96, &named(one, Some(b"f"), None));
+        assert_eq!(learned, Ok((0, 2, false)));
+        demux.set_sections(vec![restored]);
+        assert_eq!(of(&demux, 50), None);
+        assert_eq!(of(&demux, 60), Some((2, false)));
+    }
+
+    #[test]
     fn the_number_of_streams_is_limited() {
         let mut demux = Demux::default();
         let ssrcs: Vec<(u32, Option<u32>)> = (0..300).map(|ssrc| (ssrc, None)).collect();

@@ -4,8 +4,9 @@
 //! keys from the exporter, data channels of rtc-sctp. Its descriptions are those captured from
 //! LiveKit's SDKs, with its own fingerprint put in.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use flotilla_model::id::{BootId, NodeId, TrackSid};
@@ -13,16 +14,22 @@ use flotilla_model::track::{Encryption, Kind, Layer, Quality, Source, Track, Tra
 use flotilla_model::unit::Size;
 use rtc_dtls::extension::extension_use_srtp::SrtpProtectionProfile;
 
-use crate::command::{Command, PeerId, PeerRole, Settings};
+use crate::command::{Command, PeerId, PeerRole, Restore, Settings};
 use crate::engine::{Engine, EngineConfig};
 use crate::event::Event;
 use crate::peer::demux::{Class, classify};
-use crate::peer::dtls::{self, Certificate};
+use crate::peer::dtls::{self, Certificate, Fingerprint};
 use crate::peer::ice::{self, Credentials};
 use crate::peer::sctp;
 use crate::peer::sdp::{self, Description};
 use crate::peer::srtp::{Profile, SrtpReceiver, SrtpSender, server_ends};
+use crate::peer::transport::TransportSnapshot;
 
+/// In the order of Chromium.
+const PROFILES: [SrtpProtectionProfile; 2] = [
+    SrtpProtectionProfile::Srtp_Aes128_Cm_Hmac_Sha1_80,
+    SrtpProtectionProfile::Srtp_Aead_Aes_128_Gcm,
+];
 /// One way through the network.
 const DELAY: Duration = Duration::from_millis(5);
 /// How often a client checks its path.
@@ -46,14 +53,18 @@ pub(super) struct World {
     pub(super) events: Vec<(usize, Event)>,
     /// Datagrams between engines that are still lost on purpose.
     pub(super) relay_losses: usize,
+    /// Engines that send and hear nothing any more.
+    pub(super) dead: Vec<usize>,
+    /// Which engines protected packets for which client under which SSRC (RTCP marked).
+    pub(super) sent_under: BTreeMap<(SocketAddr, bool, u32), BTreeSet<usize>>,
 }
 
 impl World {
     pub(super) fn new(engines: usize) -> Self {
         let now = crate::test_epoch();
         thread_local! {
-            static CERTIFICATE: std::sync::Arc<Certificate> =
-                std::sync::Arc::new(Certificate::generate().expect("generates"));
+            static CERTIFICATE: Arc<Certificate> =
+                Arc::new(Certificate::generate().expect("generates"));
         }
         let engine = |index: usize| {
             let mut config = EngineConfig::new(
@@ -65,6 +76,7 @@ impl World {
                 [index as u8 + 1; 32],
             );
             config.peers_max = 8;
+            config.fresh_certificate = Arc::new(Certificate::generate().expect("generates"));
             Engine::new(now, config)
         };
         Self {
@@ -74,6 +86,8 @@ impl World {
             wire: VecDeque::new(),
             events: Vec::new(),
             relay_losses: 0,
+            dead: Vec::new(),
+            sent_under: BTreeMap::new(),
         }
     }
 
@@ -114,6 +128,7 @@ impl World {
         let peer = PeerId(client as u64);
         let sdp = self.clients[client].description(template);
         let seen = self.events.len();
+        let offer = sdp.clone();
         self.command(engine, Command::Offer { peer, id: 7, sdp });
         let answer = self.events[seen..]
             .iter()
@@ -130,7 +145,42 @@ impl World {
         let (sdp, mids) = answer.expect("an answer");
         let description = sdp::parse(&sdp).expect("our own text");
         self.clients[client].take_remote(self.now, &description);
+        self.clients[client].agreed = Some((offer, sdp));
         (description, mids)
+    }
+
+    /// A client's connection moves to another engine: it stays where it is until it is told more.
+    pub(super) fn take_over(
+        &mut self,
+        client: usize,
+        engine: usize,
+        role: PeerRole,
+        restore: Restore,
+    ) {
+        let now = self.now;
+        let moved = &mut self.clients[client];
+        let address = moved.address;
+        moved.engine = engine;
+        moved.move_to(now, address, "afterUFRAG");
+        moved.remote = None;
+        moved.next_check = None;
+        let command = Command::CreatePeer {
+            peer: PeerId(client as u64),
+            role,
+            negotiated_channels: false,
+            restore: Some(Box::new(restore)),
+        };
+        self.command(engine, command);
+    }
+
+    /// The newest checkpoint of a client's connection.
+    pub(super) fn snapshot(&self, client: usize) -> Option<TransportSnapshot> {
+        self.events.iter().rev().find_map(|(_, event)| match event {
+            Event::Checkpoint { peer, snapshot } if *peer == PeerId(client as u64) => {
+                Some((**snapshot).clone())
+            }
+            _ => None,
+        })
     }
 
     /// Answers the newest offer to a v0 subscriber, once it is there.
@@ -151,6 +201,7 @@ impl World {
         let description = sdp::parse(&sdp).expect("our own text");
         self.clients[client].take_remote(self.now, &description);
         let answer = self.clients[client].answer_to(&sdp);
+        self.clients[client].agreed = Some((sdp, answer.clone()));
         self.command(
             engine,
             Command::Answer {
@@ -197,7 +248,9 @@ impl World {
     }
 
     fn next(&self) -> Option<Instant> {
-        let engines = self.engines.iter().filter_map(Engine::deadline);
+        let alive = |(index, _): &(usize, &Engine)| !self.dead.contains(index);
+        let engines = self.engines.iter().enumerate().filter(alive);
+        let engines = engines.filter_map(|(_, engine)| engine.deadline());
         let clients = self.clients.iter().filter_map(Client::deadline);
         let wire = self.wire.front().map(|(at, ..)| *at);
         engines.chain(clients).chain(wire).min()
@@ -209,6 +262,9 @@ impl World {
                 break;
             };
             if let Some(index) = (0..self.engines.len()).find(|i| engine_address(*i) == to) {
+                if self.dead.contains(&index) {
+                    continue;
+                }
                 self.engines[index].handle_datagram(self.now, from, &mut bytes);
             } else if let Some(client) = self.clients.iter_mut().find(|c| c.address == to) {
                 client.handle(self.now, &bytes);
@@ -218,7 +274,10 @@ impl World {
         for client in &mut self.clients {
             client.handle_timeout(self.now);
         }
-        for engine in &mut self.engines {
+        for (index, engine) in self.engines.iter_mut().enumerate() {
+            if self.dead.contains(&index) {
+                continue;
+            }
             if engine.deadline().is_some_and(|at| at <= self.now) {
                 engine.handle_timeout(self.now);
             }
@@ -233,6 +292,19 @@ impl World {
             let transmits = engine.transmits();
             for datagram in transmits.datagrams() {
                 let bytes = transmits.bytes(datagram);
+                if self.dead.contains(&index) {
+                    continue;
+                }
+                let ssrc_at = match classify(bytes) {
+                    Class::Rtp => Some((false, 8)),
+                    Class::Rtcp => Some((true, 4)),
+                    _ => None,
+                };
+                if let Some((is_rtcp, at)) = ssrc_at {
+                    let ssrc = u32::from_be_bytes(bytes[at..at + 4].try_into().expect("4 bytes"));
+                    let key = (datagram.to, is_rtcp, ssrc);
+                    self.sent_under.entry(key).or_default().insert(index);
+                }
                 if classify(bytes) == Class::Relay && self.relay_losses > 0 {
                     self.relay_losses -= 1;
                     continue;
@@ -248,6 +320,8 @@ impl World {
         for client in &mut self.clients {
             for bytes in client.out.drain(..) {
                 let to = engine_address(client.engine);
+                // A handshake record with a ClientHello in it.
+                client.hellos += usize::from(bytes[0] == 22 && bytes.get(13) == Some(&1));
                 self.wire.push_back((due, client.address, to, bytes));
             }
         }
@@ -261,6 +335,12 @@ pub(super) struct Client {
     pub(super) address: SocketAddr,
     ufrag: String,
     remote: Option<Credentials>,
+    /// Fingerprint in the server's last description.
+    shown: Option<Fingerprint>,
+    /// Last offer and answer.
+    pub(super) agreed: Option<(String, String)>,
+    /// ClientHellos sent.
+    pub(super) hellos: usize,
     dtls: dtls::tests::Client,
     sctp: Option<sctp::tests::Client>,
     srtp: Option<(SrtpSender, SrtpReceiver)>,
@@ -275,16 +355,15 @@ pub(super) struct Client {
 
 impl Client {
     fn new(now: Instant, index: usize, engine: usize) -> Self {
-        let profiles = [
-            SrtpProtectionProfile::Srtp_Aes128_Cm_Hmac_Sha1_80,
-            SrtpProtectionProfile::Srtp_Aead_Aes_128_Gcm,
-        ];
         Self {
             engine,
             address: SocketAddr::from(([10, 0, 1, 1 + index as u8], 5000)),
             ufrag: "themUFRAG".to_owned(),
             remote: None,
-            dtls: dtls::tests::Client::new(now, &profiles, 1200),
+            shown: None,
+            agreed: None,
+            hellos: 0,
+            dtls: dtls::tests::Client::new(now, &PROFILES, 1200),
             sctp: None,
             srtp: None,
             next_check: None,
@@ -296,7 +375,7 @@ impl Client {
     }
 
     /// A captured description with this client's transport in it.
-    fn description(&self, template: &str) -> String {
+    pub(super) fn description(&self, template: &str) -> String {
         let own = |line: &str| {
             if line.starts_with("a=fingerprint:") {
                 format!("a=fingerprint:sha-256 {}\r\n", self.dtls.fingerprint)
@@ -341,11 +420,23 @@ impl Client {
 
     fn take_remote(&mut self, now: Instant, description: &Description) {
         let transport = description.bundle_transport();
+        if self.shown.is_some() && self.shown != transport.fingerprint {
+            // As libwebrtc: another certificate means another session, over which the association
+            // goes on.
+            self.dtls = dtls::tests::Client::new(now, &PROFILES, 1200);
+            self.srtp = None;
+        }
+        self.shown = transport.fingerprint;
         self.remote = Some(Credentials {
             ufrag: transport.ufrag.expect("a ufrag"),
             pwd: transport.pwd.expect("a password"),
         });
         self.next_check = Some(now);
+    }
+
+    /// The server ended the DTLS session.
+    pub(super) fn is_closed(&self) -> bool {
+        self.dtls.closed
     }
 
     /// Media can flow.

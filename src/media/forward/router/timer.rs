@@ -164,10 +164,13 @@ impl Router {
             if !track.has_pli || track.is_muted || track.kind == Kind::Audio {
                 continue;
             }
+            let Some(sender) = self.peers.get(&peer).map(|peer| peer.ssrc) else {
+                continue;
+            };
             for layer in &mut track.layers {
                 if layer.is_live && layer.stream.ssrc != 0 && layer.stream.key_frames.take_due(now)
                 {
-                    let (sender, media) = (self.ssrc, layer.stream.ssrc);
+                    let media = layer.stream.ssrc;
                     wire.send_rtcp(peer, |buffer| {
                         let mut writer = Writer::new(buffer);
                         writer.pli(sender, media);
@@ -202,7 +205,8 @@ impl Router {
                     let missing = &missing[..count];
                     match track.source {
                         TrackSource::Local(peer) => {
-                            nack_peer(wire, peer, self.ssrc, stream.ssrc, missing);
+                            let sender = self.peers.get(&peer).map_or(0, |peer| peer.ssrc);
+                            nack_peer(wire, peer, sender, stream.ssrc, missing);
                         }
                         TrackSource::Relay(node) => {
                             let link = self.links.get_mut(&node);
@@ -232,8 +236,8 @@ impl Router {
 
     /// Tells publishers when their packets arrived.
     fn send_arrivals<W: Wire>(&mut self, wire: &mut W) {
-        let sender = self.ssrc;
         for (id, peer) in &mut self.peers {
+            let sender = peer.ssrc;
             let media = peer.any_ssrc;
             let Some(arrivals) = &mut peer.arrivals else {
                 continue;
@@ -292,7 +296,7 @@ impl Router {
                 peer.remb_bps = estimate(peer.remb_bps, received, fraction_lost);
             }
             let remb = peer.remb_bps;
-            let sender = self.ssrc;
+            let sender = peer.ssrc;
             wire.send_rtcp(*id, |buffer| {
                 let mut writer = Writer::new(buffer);
                 writer.receiver_report(sender, &blocks[..count]);

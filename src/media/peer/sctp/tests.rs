@@ -1,6 +1,8 @@
 //! Data channels with a client made from rtc-sctp, over a network that loses packets, on a virtual
 //! clock, without the DTLS between.
 
+mod restart;
+
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
@@ -15,6 +17,13 @@ use super::*;
 pub(crate) struct Client {
     endpoint: Endpoint,
     association: Association,
+    /// The server begins the association anew. rtc-sctp takes that for another one; a client keeps
+    /// its channels (RFC 9260 §5.2).
+    restarting: Option<(AssociationHandle, Association)>,
+    handle: AssociationHandle,
+    /// Streams in use, and whether they are reliable.
+    streams: Vec<(u16, bool)>,
+    pub(crate) restarts: u32,
     pub(crate) out: VecDeque<Bytes>,
     /// Stream and message.
     pub(crate) received: Vec<(u16, Bytes)>,
@@ -31,14 +40,20 @@ pub(crate) struct Client {
 impl Client {
     pub(crate) fn new(now: Instant) -> Self {
         let config = Arc::new(EndpointConfig::new());
-        let mut endpoint = Endpoint::new(PEER, TransportProtocol::UDP, config, None);
-        let config = TransportConfig::default().with_max_message_size(1024 * 1024);
-        let (_, association) = endpoint
+        let transport = || TransportConfig::default().with_max_message_size(1024 * 1024);
+        let server = Arc::new(ServerConfig::new(transport()));
+        let mut endpoint = Endpoint::new(PEER, TransportProtocol::UDP, config, Some(server));
+        let config = transport();
+        let (handle, association) = endpoint
             .connect(now, ClientConfig::new(config), PEER)
             .expect("starts");
         let mut this = Self {
             endpoint,
             association,
+            restarting: None,
+            handle,
+            streams: Vec::new(),
+            restarts: 0,
             out: VecDeque::new(),
             received: Vec::new(),
             opened: HashMap::new(),
@@ -52,12 +67,39 @@ impl Client {
     }
 
     pub(crate) fn handle(&mut self, now: Instant, packet: Bytes) {
-        if let Some((_, DatagramEvent::AssociationEvent(event))) =
-            self.endpoint.handle(now, PEER, None, packet)
-        {
-            self.association.handle_event(event);
+        match self.endpoint.handle(now, PEER, None, packet) {
+            Some((handle, DatagramEvent::AssociationEvent(event))) => match &mut self.restarting {
+                Some((new, association)) if *new == handle => association.handle_event(event),
+                _ if self.handle == handle => self.association.handle_event(event),
+                _ => {}
+            },
+            Some((handle, DatagramEvent::NewAssociation(association))) => {
+                self.restarting = Some((handle, association));
+            }
+            _ => {}
         }
+        self.take_restart(now);
         self.drive(now);
+    }
+
+    fn take_restart(&mut self, now: Instant) {
+        if let Some((_, association)) = &mut self.restarting {
+            collect(now, association, &mut self.out);
+        }
+        let is_done = |(_, association): &mut (_, Association)| !association.is_handshaking();
+        if let Some((handle, association)) = self.restarting.take_if(is_done) {
+            self.handle = handle;
+            self.association = association;
+            self.restarts += 1;
+            for (id, reliable) in self.streams.clone() {
+                let mut stream = self.association.open_stream(id, Ppi::Binary).expect("new");
+                if !reliable {
+                    stream
+                        .set_reliability_params(true, ReliabilityType::Rexmit, 0)
+                        .expect("open");
+                }
+            }
+        }
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
@@ -74,6 +116,7 @@ impl Client {
     /// Opens a channel in-band.
     pub(crate) fn open(&mut self, now: Instant, id: u16, channel: Channel) {
         let reliable = channel == Channel::Reliable;
+        self.streams.push((id, reliable));
         let mut stream = self.association.open_stream(id, Ppi::Binary).expect("new");
         if !reliable {
             stream
@@ -98,6 +141,7 @@ impl Client {
 
     /// Takes an id that both sides know for a channel.
     pub(crate) fn open_negotiated(&mut self, id: u16) {
+        self.streams.push((id, id == 100));
         self.association.open_stream(id, Ppi::Binary).expect("new");
     }
 
@@ -133,6 +177,8 @@ impl Client {
             match ppi {
                 Ppi::Dcep => match Message::unmarshal(&mut bytes).expect("is DCEP") {
                     Message::DataChannelOpen(open) => {
+                        let reliable = open.channel_type == ChannelType::Reliable;
+                        self.streams.push((id, reliable));
                         self.opened.insert(id, open);
                         self.unanswered.push(id);
                     }

@@ -142,3 +142,68 @@ impl std::fmt::Debug for TransportSnapshot {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An encoding made by hand: what is written must stay readable from one release to the next.
+    fn encoded(sent: &[u8], rtcp_sent: &[u8], received: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![VERSION];
+        // Cipher suite 0xc02b, SRTP profile 7, as variable-length numbers.
+        bytes.extend([0xab, 0x80, 0x03, 7]);
+        bytes.extend([1; 32 + 32 + 48]);
+        // Record 300; certificates of client and server.
+        bytes.extend([0xac, 0x02]);
+        bytes.extend([2; 32]);
+        bytes.extend([3; 32]);
+        for part in [sent, rtcp_sent, received, &[0]] {
+            bytes.extend(part);
+        }
+        bytes
+    }
+
+    #[test]
+    fn the_encoding_is_fixed() {
+        let bytes = encoded(&[2, 7, 0x80, 1], &[5], &[1, 9, 0x80, 0x80, 4]);
+        let snapshot = TransportSnapshot::from_bytes(&bytes).expect("reads");
+        assert_eq!(snapshot.sent(), [7, 128]);
+        assert_eq!(snapshot.received(), [(9, 65_536)]);
+        assert_eq!(snapshot.fields().rtcp_sent, 5);
+        assert_eq!(snapshot.fields().dtls.sequence(), 300);
+        assert_eq!(snapshot.shown(), Fingerprint([3; 32]));
+        assert_eq!(snapshot.to_bytes(), bytes);
+        let text = format!("{snapshot:?}");
+        assert!(text.len() < 120, "keys do not show: {text}");
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        let good = encoded(&[0], &[5], &[0]);
+        assert!(TransportSnapshot::from_bytes(&good).is_ok());
+        for len in 0..good.len() {
+            let cut = TransportSnapshot::from_bytes(&good[..len]);
+            assert_eq!(cut, Err(Discard::Malformed), "{len}");
+        }
+        let mut longer = good.clone();
+        longer.push(0);
+        let mut other = good.clone();
+        other[0] = VERSION + 1;
+        // 1,025 SSRCs; an SRTCP index of 2^31; an RTP index of 2^48.
+        let mut many = vec![0x81, 0x08];
+        many.extend([1; STREAMS_MAX + 1]);
+        let many = encoded(&many, &[5], &[0]);
+        let rtcp = encoded(&[0], &[0x80, 0x80, 0x80, 0x80, 8], &[0]);
+        let rtp = encoded(
+            &[0],
+            &[5],
+            &[1, 9, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x40],
+        );
+        for bytes in [longer, other, many, rtcp, rtp] {
+            let refused = TransportSnapshot::from_bytes(&bytes);
+            assert_eq!(refused, Err(Discard::Malformed));
+        }
+        let huge = vec![VERSION; BYTES_MAX + 1];
+        assert_eq!(TransportSnapshot::from_bytes(&huge), Err(Discard::TooLarge));
+    }
+}
