@@ -6,6 +6,7 @@
 
 mod peer;
 mod signal;
+mod tap;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use tokio::task::JoinHandle;
 use webrtc::data_channel::DataChannel;
 
 pub use peer::Sender;
+pub use tap::{Reading, Tap};
 
 /// One RTP packet as it arrived.
 #[derive(Clone, Debug)]
@@ -63,10 +65,12 @@ pub struct Options {
     pub auto_subscribe: bool,
     /// Local addresses to gather from, e.g. `127.0.0.1:0`.
     pub bind: String,
-    /// NACK, reports and bandwidth feedback; off for load, where the path loses nothing.
+    /// NACK, reports and bandwidth feedback.
     pub feedback: bool,
     /// Opens the publisher connection and its data channels.
     pub publishes: bool,
+    /// Counts media where it arrives and decrypts only samples of it: for load.
+    pub tap: Option<Arc<Tap>>,
     /// How long to wait for the join and for the transport.
     pub timeout: Duration,
 }
@@ -82,6 +86,7 @@ impl Options {
             bind: "127.0.0.1:0".to_owned(),
             feedback: true,
             publishes: true,
+            tap: None,
             timeout: Duration::from_secs(15),
         }
     }
@@ -310,6 +315,7 @@ impl Driver {
                 self.socket.send(Ask::Answer(answer)).await?;
             }
             Told::Answer(answer) => self.peers.answered(answer).await?,
+            Told::Trickle(trickle) => self.peers.trickled(trickle).await?,
             Told::TrackPublished(published) => {
                 if let Some(waiting) = self.waiting.remove(&published.cid) {
                     let Some(track) = published.track.clone() else {

@@ -9,11 +9,12 @@ use bytes::{Bytes, BytesMut};
 use livekit_protocol as proto;
 use prost::Message as _;
 use rtc::data_channel::RTCDataChannelInit;
+use rtc::ice::mdns::MulticastDnsMode;
 use rtc::media_stream::MediaStreamTrack;
 use rtc::peer_connection::transport::RTCDtlsRole;
 use rtc::rtp_transceiver::rtp_sender::{
-    RTCRtpCodec, RTCRtpCodecParameters, RTCRtpCodingParameters, RTCRtpEncodingParameters,
-    RtpCodecKind,
+    RTCPFeedback, RTCRtpCodec, RTCRtpCodecParameters, RTCRtpCodingParameters,
+    RTCRtpEncodingParameters, RTCRtpHeaderExtensionCapability, RtpCodecKind,
 };
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use webrtc::data_channel::{DataChannel, DataChannelEvent};
@@ -22,10 +23,12 @@ use webrtc::media_stream::track_local::static_rtp::TrackLocalStaticRTP;
 use webrtc::media_stream::track_remote::{TrackRemote, TrackRemoteEvent};
 use webrtc::peer_connection::{
     MediaEngine, PeerConnection, PeerConnectionBuilder, PeerConnectionEventHandler,
-    RTCConfigurationBuilder, RTCPeerConnectionState, RTCSessionDescription, Registry,
-    SettingEngineBuilder, register_default_interceptors,
+    RTCConfigurationBuilder, RTCIceCandidateInit, RTCPeerConnectionState, RTCSessionDescription,
+    Registry, SettingEngineBuilder, register_default_interceptors,
 };
+use webrtc::runtime::default_runtime;
 
+use super::tap::{Streams, TWCC, Tapped};
 use super::{Message, Options, Packet, SharedChannel};
 
 /// Publisher and subscriber connection of one client.
@@ -34,6 +37,10 @@ pub(super) struct Peers {
     subscriber: Arc<dyn PeerConnection>,
     pub(super) channels: Channels,
     offers: u32,
+    /// What a tapped client receives.
+    streams: Option<Arc<Streams>>,
+    /// The server's candidates that came before its description: publisher's, subscriber's.
+    early: [Option<Vec<RTCIceCandidateInit>>; 2],
 }
 
 /// The publisher's data channels, which open after the first offer.
@@ -102,7 +109,13 @@ struct Handler {
     packets: mpsc::Sender<Packet>,
     messages: mpsc::Sender<Message>,
     up: Arc<Mutex<Option<oneshot::Sender<()>>>>,
+    streams: Option<Arc<Streams>>,
 }
+
+/// Time between transport-wide feedback of a tapped client, as libwebrtc sends it.
+const FEEDBACK_INTERVAL: Duration = Duration::from_millis(100);
+/// Receiver reports come with one feedback of so many.
+const FEEDBACKS_PER_REPORT: usize = 10;
 
 #[async_trait::async_trait]
 impl PeerConnectionEventHandler for Handler {
@@ -116,6 +129,9 @@ impl PeerConnectionEventHandler for Handler {
 
     async fn on_track(&self, track: Arc<dyn TrackRemote>) {
         let packets = self.packets.clone();
+        if let Some(streams) = self.streams.clone() {
+            tokio::spawn(report(track.clone(), streams));
+        }
         tokio::spawn(async move {
             let sid = track.track_id().await;
             while let Some(event) = track.poll().await {
@@ -156,6 +172,52 @@ impl PeerConnectionEventHandler for Handler {
     }
 }
 
+/// Sends a tapped client's reports of a track until its connection is gone. Others send them through
+/// their interceptors.
+async fn report(track: Arc<dyn TrackRemote>, streams: Arc<Streams>) {
+    let mut tick = tokio::time::interval(FEEDBACK_INTERVAL);
+    for count in 0_usize.. {
+        tick.tick().await;
+        for ssrc in track.ssrcs().await {
+            let mut packets = streams.feedback(ssrc);
+            if count.is_multiple_of(FEEDBACKS_PER_REPORT) {
+                packets.extend(streams.report(ssrc));
+            }
+            if !packets.is_empty() && track.write_rtcp(packets).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Lets a tapped client agree to what browsers agree to.
+fn agree_to_feedback(media: &mut MediaEngine) -> Result<()> {
+    let kinds = [
+        ("nack", ""),
+        ("nack", "pli"),
+        ("ccm", "fir"),
+        ("transport-cc", ""),
+    ];
+    for (kind, parameter) in kinds {
+        let feedback = RTCPFeedback {
+            typ: kind.to_owned(),
+            parameter: parameter.to_owned(),
+        };
+        media.register_feedback(feedback, RtpCodecKind::Video);
+    }
+    for uri in [
+        TWCC,
+        "http://www.webrtc.org/experiments/rtp-hdrext/abs-send-time",
+        "urn:ietf:params:rtp-hdrext:sdes:mid",
+    ] {
+        let extension = RTCRtpHeaderExtensionCapability {
+            uri: uri.to_owned(),
+        };
+        media.register_header_extension(extension, RtpCodecKind::Video, None)?;
+    }
+    Ok(())
+}
+
 async fn connection(options: &Options, handler: Handler) -> Result<Arc<dyn PeerConnection>> {
     let mut media = MediaEngine::default();
     for mime in ["audio/opus", "video/VP8"] {
@@ -166,25 +228,33 @@ async fn connection(options: &Options, handler: Handler) -> Result<Arc<dyn PeerC
         };
         media.register_codec(parameters, kind)?;
     }
-    let registry = if options.feedback {
-        register_default_interceptors(Registry::new(), &mut media)?
-    } else {
-        Registry::new()
+    let registry = match (options.feedback, &options.tap) {
+        (true, None) => register_default_interceptors(Registry::new(), &mut media)?,
+        (true, Some(_)) => {
+            agree_to_feedback(&mut media)?;
+            Registry::new()
+        }
+        (false, _) => Registry::new(),
     };
     // Browsers answer `actpass` as DTLS client; this crate would not when the offerer is ICE-lite.
     let settings = SettingEngineBuilder::new()
         .with_answering_dtls_role(RTCDtlsRole::Client)
+        // No names are looked up: candidates here are addresses.
+        .with_multicast_dns_mode(MulticastDnsMode::Disabled)
         .build();
-    let built = PeerConnectionBuilder::new()
+    let streams = handler.streams.clone();
+    let mut builder = PeerConnectionBuilder::new()
         .with_configuration(RTCConfigurationBuilder::new().build())
         .with_media_engine(media)
         .with_interceptor_registry(registry)
         .with_setting_engine(settings)
         .with_handler(Arc::new(handler))
-        .with_udp_addrs(vec![options.bind.clone()])
-        .build()
-        .await?;
-    Ok(Arc::new(built))
+        .with_udp_addrs(vec![options.bind.clone()]);
+    if let Some(streams) = streams {
+        let inner = default_runtime().context("the crate is built with tokio")?;
+        builder = builder.with_runtime(Arc::new(Tapped { inner, streams }));
+    }
+    Ok(Arc::new(builder.build().await?))
 }
 
 impl Peers {
@@ -194,10 +264,12 @@ impl Peers {
         messages: mpsc::Sender<Message>,
         up: oneshot::Sender<()>,
     ) -> Result<Self> {
+        let streams = options.tap.clone().map(Streams::new);
         let handler = |up| Handler {
             packets: packets.clone(),
             messages: messages.clone(),
             up: Arc::new(Mutex::new(up)),
+            streams: streams.clone(),
         };
         let subscriber = connection(options, handler(Some(up))).await?;
         let publisher = connection(options, handler(None)).await?;
@@ -235,19 +307,25 @@ impl Peers {
             subscriber,
             channels,
             offers: 0,
+            streams: streams.filter(|_| options.feedback),
+            early: [Some(vec![]), Some(vec![])],
         })
     }
 
     /// Answers the server's offer.
     pub(super) async fn answer(
-        &self,
+        &mut self,
         offer: &proto::SessionDescription,
     ) -> Result<proto::SessionDescription> {
+        if let Some(streams) = &self.streams {
+            streams.offered(&offer.sdp);
+        }
         let remote = RTCSessionDescription::offer(offer.sdp.clone())?;
         self.subscriber
             .set_remote_description(remote)
             .await
             .context("server's offer")?;
+        self.add_early(proto::SignalTarget::Subscriber).await?;
         let answer = self.subscriber.create_answer(None).await?;
         self.subscriber
             .set_local_description(answer.clone())
@@ -256,12 +334,50 @@ impl Peers {
     }
 
     /// Takes the server's answer.
-    pub(super) async fn answered(&self, answer: &proto::SessionDescription) -> Result<()> {
+    pub(super) async fn answered(&mut self, answer: &proto::SessionDescription) -> Result<()> {
         let remote = RTCSessionDescription::answer(answer.sdp.clone())?;
         self.publisher
             .set_remote_description(remote)
             .await
-            .context("server's answer")
+            .context("server's answer")?;
+        self.add_early(proto::SignalTarget::Publisher).await
+    }
+
+    /// Takes one of the server's candidates. Only those over UDP are used.
+    pub(super) async fn trickled(&mut self, trickle: &proto::TrickleRequest) -> Result<()> {
+        let candidate: RTCIceCandidateInit =
+            serde_json::from_str(&trickle.candidate_init).context("server's candidate")?;
+        let transport = candidate.candidate.split(' ').nth(2);
+        if !transport.is_some_and(|transport| transport.eq_ignore_ascii_case("udp")) {
+            return Ok(());
+        }
+        match &mut self.early[trickle.target as usize % 2] {
+            Some(early) => early.push(candidate),
+            None => self.add_candidate(trickle.target(), candidate).await?,
+        }
+        Ok(())
+    }
+
+    async fn add_early(&mut self, target: proto::SignalTarget) -> Result<()> {
+        for candidate in self.early[target as usize].take().into_iter().flatten() {
+            self.add_candidate(target, candidate).await?;
+        }
+        Ok(())
+    }
+
+    async fn add_candidate(
+        &self,
+        target: proto::SignalTarget,
+        candidate: RTCIceCandidateInit,
+    ) -> Result<()> {
+        let connection = match target {
+            proto::SignalTarget::Publisher => &self.publisher,
+            proto::SignalTarget::Subscriber => &self.subscriber,
+        };
+        connection
+            .add_ice_candidate(candidate)
+            .await
+            .context("server's candidate")
     }
 
     /// Adds a track and gives the offer that announces it.
