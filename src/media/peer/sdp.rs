@@ -1,7 +1,7 @@
 //! Session descriptions: the text that clients and the engine exchange to agree on media.
 //!
-//! [`parse`] turns a client's SDP into a [`Description`]; [`codec`] and [`extension`] say what of it
-//! the engine can use; [`write`] produces the engine's own offers and answers. Who asks for what, and
+//! [`mod@parse`] turns a client's SDP into a [`Description`]; [`codec`] and [`extension`] say what of it
+//! the engine can use; [`mod@write`] produces the engine's own offers and answers. Who asks for what, and
 //! when, is decided in `peer/negotiation`. Nothing in here keeps state.
 //! Sources: RFC 8866 (SDP), RFC 8829 (JSEP), RFC 8843 (BUNDLE), RFC 8853 (simulcast).
 
