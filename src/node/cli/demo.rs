@@ -310,6 +310,8 @@ fn configuration(
         },
         "signal": { "ping_interval": 2, "ping_timeout": 6 },
         "cluster": {
+            // Three processes and a browser share one machine, which may be small and busy.
+            "failure_detection": "2s",
             "name": "demo",
             "node_id": number,
             "data_dir": folder.join(format!("node-{number}")),

@@ -65,6 +65,8 @@ class Node:
             "region": "local",
             "rtc": {"udp_port": self.udp_port, "node_ip": "127.0.0.1"},
             "cluster": {
+                # The machine may be small and busy: silence is no sign of death here.
+                "failure_detection": "2s",
                 "name": "interop",
                 "node_id": self.number,
                 "data_dir": str(self.folder / "data"),
