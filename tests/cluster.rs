@@ -39,6 +39,8 @@ pub struct Node {
     pub id: u64,
     /// HTTP and WebSocket.
     pub url: String,
+    /// UDP port of its first shard; the others follow.
+    pub udp_port: u16,
     cluster_address: String,
     admin_address: String,
     config: PathBuf,
@@ -47,11 +49,11 @@ pub struct Node {
 }
 
 impl Node {
-    fn new(id: u64, folder: &Path, seeds: &[String]) -> Result<Self> {
+    fn new(id: u64, folder: &Path, seeds: &[String], shards: u16) -> Result<Self> {
         let home = folder.join(format!("n{id}"));
         std::fs::create_dir_all(&home)?;
         let (port, cluster, admin) = (free_tcp()?, free_tcp()?, free_tcp()?);
-        let udp = UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
+        let udp = free_udp(shards)?;
         let cluster_address = format!("127.0.0.1:{cluster}");
         let admin_address = format!("127.0.0.1:{admin}");
         let config = home.join("flotilla.yaml");
@@ -60,7 +62,7 @@ impl Node {
             "bind_addresses": ["127.0.0.1"],
             "keys": { KEY: SECRET },
             "region": "local",
-            "rtc": { "udp_port": udp, "node_ip": "127.0.0.1" },
+            "rtc": { "udp_port": udp, "node_ip": "127.0.0.1", "shards": shards },
             "cluster": {
                 "name": "test",
                 "node_id": id,
@@ -76,6 +78,7 @@ impl Node {
         Ok(Self {
             id,
             url: format!("http://127.0.0.1:{port}"),
+            udp_port: udp,
             cluster_address,
             admin_address,
             config,
@@ -162,11 +165,20 @@ impl Cluster {
     /// # Errors
     /// What did not come up, with the end of its log.
     pub fn start(count: u64) -> Result<Self> {
+        Self::start_sharded(count, 1)
+    }
+
+    /// As [`Self::start`], with so many shards on each node.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_sharded(count: u64, shards: u16) -> Result<Self> {
         let folder = TempDir::with_prefix("flotilla-test-")?;
-        let mut nodes = vec![Node::new(1, folder.path(), &[])?];
+        let mut nodes = vec![Node::new(1, folder.path(), &[], shards)?];
         let seed = nodes[0].cluster_address.clone();
         for id in 2..=count {
-            nodes.push(Node::new(id, folder.path(), std::slice::from_ref(&seed))?);
+            let seeds = std::slice::from_ref(&seed);
+            nodes.push(Node::new(id, folder.path(), seeds, shards)?);
         }
         let mut cluster = Self {
             nodes,
@@ -336,4 +348,20 @@ pub fn wait(
 
 fn free_tcp() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// The first of `count` free ports in a row.
+fn free_udp(count: u16) -> Result<u16> {
+    for _ in 0..100 {
+        let first = UdpSocket::bind("127.0.0.1:0")?;
+        let port = first.local_addr()?.port();
+        let others: Vec<_> = (1..count)
+            .filter_map(|offset| port.checked_add(offset))
+            .filter_map(|port| UdpSocket::bind(("127.0.0.1", port)).ok())
+            .collect();
+        if others.len() + 1 == usize::from(count) {
+            return Ok(port);
+        }
+    }
+    bail!("no {count} free UDP ports in a row")
 }

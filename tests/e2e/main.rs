@@ -2,3 +2,4 @@
 
 mod leader_loss;
 mod media;
+mod shards;
