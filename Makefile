@@ -50,7 +50,7 @@ fix: ## formats and applies the lints' suggestions
 	cargo fmt --all
 
 bench: ## commits beside etcd, and the cost of forwarding
-	cargo build --release --package testkit --bin bench-commits --bin bench-forward
+	cargo build --release --workspace --bin flotilla --bin bench-commits --bin bench-forward
 	$(TARGET)/release/bench-commits
 	$(TARGET)/release/bench-forward
 

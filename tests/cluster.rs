@@ -59,6 +59,8 @@ pub struct Node {
     pub id: u64,
     /// HTTP and WebSocket.
     pub url: String,
+    /// UDP port of its first shard; the others follow.
+    pub udp_port: u16,
     place: Place,
     cluster_address: String,
     admin_address: String,
@@ -81,7 +83,8 @@ impl Node {
         let (port, cluster, admin, udp) = if place.namespace.is_some() {
             (7880, 7890, 7891, 7882)
         } else {
-            let udp = UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
+            let shards = settings.pointer("/rtc/shards").and_then(Value::as_u64);
+            let udp = free_udp(u16::try_from(shards.unwrap_or(1))?)?;
             (free_tcp()?, free_tcp()?, free_tcp()?, udp)
         };
         let address = place.address;
@@ -110,6 +113,7 @@ impl Node {
         Ok(Self {
             id,
             url: format!("http://{address}:{port}"),
+            udp_port: udp,
             place,
             cluster_address,
             admin_address,
@@ -439,6 +443,22 @@ pub fn wait(
         std::thread::sleep(Duration::from_millis(30));
     }
     bail!("not within {limit:?}: {what} ({last:?})")
+}
+
+/// The first of `count` free ports in a row.
+fn free_udp(count: u16) -> Result<u16> {
+    for _ in 0..100 {
+        let first = UdpSocket::bind("127.0.0.1:0")?;
+        let port = first.local_addr()?.port();
+        let others: Vec<_> = (1..count)
+            .filter_map(|offset| port.checked_add(offset))
+            .filter_map(|port| UdpSocket::bind(("127.0.0.1", port)).ok())
+            .collect();
+        if others.len() + 1 == usize::from(count) {
+            return Ok(port);
+        }
+    }
+    bail!("no {count} free UDP ports in a row")
 }
 
 /// Adds settings to a configuration, section by section.

@@ -54,6 +54,10 @@ use wire::PeerWire;
 /// not; the newest are dropped and counted then.
 const EVENTS_MAX: usize = 1 << 16;
 
+/// Datagrams that may wait for [`Engine::forward`] before it must be called: large frames to large
+/// rooms are sent whole below it, and what comes in waits no longer than a few milliseconds above.
+const OUTGOING_MAX: usize = 12_288;
+
 /// What an engine is made from.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
@@ -194,7 +198,8 @@ impl Engine {
         }
     }
 
-    /// Takes a datagram of the shard's socket. Media is decrypted in place.
+    /// Takes a datagram of the shard's socket. Media is decrypted in place; subscribers get it with
+    /// [`Self::forward`].
     pub fn handle_datagram(&mut self, now: Instant, from: SocketAddr, bytes: &mut [u8]) {
         let outcome = match classify(bytes) {
             Class::Rtp => self.handle_rtp(now, from, bytes),
@@ -271,6 +276,26 @@ impl Engine {
                 event => return Some(event),
             }
         }
+    }
+
+    /// Writes the media that waits for subscribers into [`Self::transmits`], a frame for one after the
+    /// other. Returns `false` if there is more than goes there at once: send, clear, and call again
+    /// before the engine is given anything else.
+    pub fn forward(&mut self) -> bool {
+        let mut wire = PeerWire::new(&mut self.peers, &mut self.transmits);
+        self.router.forward(&mut wire)
+    }
+
+    /// Datagrams that are queued or that [`Self::forward`] would queue, about.
+    #[must_use]
+    pub fn outgoing(&self) -> usize {
+        self.transmits.datagrams().len() + self.router.waiting()
+    }
+
+    /// So much is to be sent that nothing more should be taken in before.
+    #[must_use]
+    pub fn is_backed_up(&self) -> bool {
+        self.transmits.is_nearly_full() || self.outgoing() >= OUTGOING_MAX
     }
 
     /// Datagrams to send. The shell sends them all, then clears the queue.

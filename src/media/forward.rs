@@ -45,6 +45,11 @@ pub trait Wire {
     /// Sends an RTCP packet to a peer; nothing if it is not connected.
     fn send_rtcp(&mut self, peer: PeerId, write: impl FnOnce(&mut [u8]) -> usize);
 
+    /// There is no room for another frame now: fan-out pauses.
+    fn is_full(&self) -> bool {
+        false
+    }
+
     /// Sends a relay packet, already sealed by `write`, to another node.
     fn send_relay(&mut self, to: SocketAddr, write: impl FnOnce(&mut [u8]) -> usize);
 }

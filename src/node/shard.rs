@@ -383,8 +383,8 @@ impl Shard {
             if engine.deadline().is_some_and(|deadline| deadline <= now) {
                 engine.handle_timeout(now);
             }
-            self.give_events(engine);
             self.flush_if_due(now, engine);
+            self.give_events(engine);
         }
     }
 
@@ -420,8 +420,8 @@ impl Shard {
                     });
                 }
                 Ok(Order::Stop) | Err(mpsc::error::TryRecvError::Disconnected) => {
-                    self.give_events(engine);
                     self.flush(engine);
+                    self.give_events(engine);
                     return false;
                 }
                 Err(mpsc::error::TryRecvError::Empty) => return true,
@@ -464,10 +464,10 @@ impl Shard {
                     lapsed.hear(now, from);
                 }
                 engine.handle_datagram(now, from, bytes);
-                !engine.transmits().is_nearly_full()
+                !engine.is_backed_up()
             })?;
             self.metrics.datagrams_received.inc_by(count as u64);
-            if !engine.transmits().is_nearly_full() {
+            if !engine.is_backed_up() {
                 return Ok(());
             }
             self.flush(engine);
@@ -513,7 +513,7 @@ impl Shard {
 
     /// Sends at once, unless so much is going out that gathering a frame saves system calls.
     fn flush_if_due(&mut self, now: Instant, engine: &mut Engine) {
-        let queued = engine.transmits().datagrams().len();
+        let queued = engine.outgoing();
         if queued == 0 {
             self.queued_since = None;
             return;
@@ -527,13 +527,20 @@ impl Shard {
     }
 
     fn send_if_nearly_full(&mut self, engine: &mut Engine) {
-        if engine.transmits().is_nearly_full() {
+        if engine.is_backed_up() {
             self.flush(engine);
         }
     }
 
     fn flush(&mut self, engine: &mut Engine) {
         self.queued_since = None;
+        while !engine.forward() {
+            self.send(engine);
+        }
+        self.send(engine);
+    }
+
+    fn send(&mut self, engine: &mut Engine) {
         let queue = engine.transmits();
         if queue.is_empty() {
             return;

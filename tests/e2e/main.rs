@@ -3,3 +3,4 @@
 mod failover;
 mod leader_loss;
 mod media;
+mod shards;

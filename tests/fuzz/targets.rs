@@ -277,6 +277,9 @@ fn datagrams(bytes: &[u8]) {
             engine.handle_timeout(now);
         }
         while engine.poll_event().is_some() {}
+        while !engine.forward() {
+            engine.transmits().clear();
+        }
         engine.transmits().clear();
     }
 }

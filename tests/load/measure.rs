@@ -197,10 +197,11 @@ async fn receive(
         if !std::mem::replace(&mut runs, true) {
             running.fetch_add(1, Ordering::Relaxed);
         }
-        if let Some(sent) = packet.payload.get(16..24)
-            && let Ok(sent) = <[u8; 8]>::try_from(sent)
+        // At the end: servers rewrite the beginning, and some send packets of nothing but padding.
+        if packet.payload.len() >= PAYLOAD - 8
+            && let Some(sent) = packet.payload.last_chunk()
         {
-            let _ = latencies.try_send(now_us().saturating_sub(u64::from_be_bytes(sent)));
+            let _ = latencies.try_send(now_us().saturating_sub(u64::from_be_bytes(*sent)));
         }
     }
     if runs {
@@ -217,7 +218,7 @@ fn vp8(picture: u16, first: bool) -> Bytes {
     if first {
         payload[4..14].copy_from_slice(&[0x10, 0, 0, 0x9d, 0x01, 0x2a, 0x80, 0x02, 0x68, 0x01]);
     }
-    payload[16..24].copy_from_slice(&now_us().to_be_bytes());
+    payload[PAYLOAD - 8..].copy_from_slice(&now_us().to_be_bytes());
     payload.into()
 }
 

@@ -12,6 +12,10 @@ const SENT_SHARE_MIN: f64 = 0.95;
 /// More than this share of its core: the clients may be what limits the figure.
 const CLIENT_SHARE_MAX: f64 = 0.9;
 
+/// Less than this share of what the publisher sent, with no gap in the numbers: the server chose to
+/// send less. What it spent on a packet is still what it spent.
+const FORWARDED_SHARE_MIN: f64 = 0.98;
+
 /// One measurement of one server.
 #[derive(Clone, Debug)]
 pub(crate) struct Figure {
@@ -24,6 +28,7 @@ pub(crate) struct Figure {
     server_share: f64,
     client_share: f64,
     sent_share: f64,
+    forwarded_share: f64,
     latency_us: (u64, u64),
     joined_ms: f64,
 }
@@ -47,6 +52,7 @@ impl Figure {
             per_packet_us: cpu.as_secs_f64() * 1e6 / delivered,
             server_share: cpu.as_secs_f64() / report.seconds,
             client_share: report.client_cpu_seconds / report.seconds,
+            forwarded_share: delivered / (report.sent.max(1) * subscribers as u64) as f64,
             sent_share: (report.sent * subscribers as u64) as f64 / intended,
             latency_us: (report.latency_us_p50, report.latency_us_p99),
             joined_ms: report.joined_ms_p50,
@@ -94,6 +100,11 @@ impl fmt::Display for Figure {
         )?;
         match self.doubt() {
             Some(doubt) => write!(f, "  not to be trusted: {doubt}"),
+            None if self.forwarded_share < FORWARDED_SHARE_MIN => write!(
+                f,
+                "  the server left out {:.0} %",
+                100.0 - self.forwarded_share * 100.0
+            ),
             None => Ok(()),
         }
     }
@@ -205,6 +216,10 @@ mod tests {
         assert!(lost.to_string().ends_with("3 packets lost"), "{lost}");
         let mut slow = figure("flotilla", 1_000, 0);
         slow.sent_share = 0.5;
+        slow.forwarded_share = 0.9;
         assert!(slow.doubt().is_some_and(|doubt| doubt.contains("50 %")));
+        slow.sent_share = 1.0;
+        assert!(slow.doubt().is_none());
+        assert!(slow.to_string().ends_with("left out 10 %"), "{slow}");
     }
 }

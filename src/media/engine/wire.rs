@@ -51,7 +51,15 @@ impl<'a> PeerWire<'a> {
     }
 }
 
+/// Datagrams of one fan-out: sent while they are still in the core's own cache, and enough to make
+/// system calls few.
+const BATCH: usize = 512;
+
 impl Wire for PeerWire<'_> {
+    fn is_full(&self) -> bool {
+        self.transmits.datagrams().len() >= BATCH || self.transmits.is_nearly_full()
+    }
+
     fn send_rtp(&mut self, peer: PeerId, write: impl FnOnce(&mut [u8]) -> usize) {
         self.seal(peer, RTP_OVERHEAD_MAX, write, SrtpSender::protect_rtp);
     }

@@ -80,6 +80,8 @@ pub struct Router {
     /// Nodes by the tag of the key that their packets are sealed with.
     tags: IdMap<u32, NodeId>,
     timers: Timers,
+    /// Tracks with packets that subscribers are still to get, oldest first.
+    waiting: VecDeque<usize>,
     events: VecDeque<Event>,
     discards: DiscardCounts,
 }
@@ -100,6 +102,7 @@ impl Router {
             links: IdMap::default(),
             tags: IdMap::default(),
             timers: Timers::new(now),
+            waiting: VecDeque::with_capacity(64),
             events: VecDeque::with_capacity(64),
             discards: DiscardCounts::default(),
         }
@@ -428,7 +431,7 @@ impl Router {
         self.timers.hurry();
     }
 
-    /// A decrypted RTP packet from a peer.
+    /// A decrypted RTP packet from a peer. Subscribers get it with [`Self::forward`].
     ///
     /// # Errors
     /// Why it was not used; it has been counted in [`Stats::discards`].
@@ -459,6 +462,7 @@ impl Router {
     }
 
     /// A sealed relay packet from another node. Its source address means nothing, only its key.
+    /// Subscribers get what it carries with [`Self::forward`].
     ///
     /// # Errors
     /// Why it was not used; it has been counted.

@@ -5,6 +5,7 @@
 //! agree on rid names.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use flotilla_model::id::{NodeId, TrackSid, fnv1a};
@@ -32,6 +33,9 @@ const SILENT_AFTER: Duration = Duration::from_millis(1_200);
 const LOWER_AFTER: Duration = Duration::from_secs(5);
 /// A relay whose receiver says nothing for so long stops.
 pub const RELAY_SILENT_AFTER: Duration = Duration::from_secs(3);
+/// Packets of a track that wait for [`Track::fan_out`]: more than a frame usually has, and far fewer
+/// than a ring holds.
+pub const WAITING_MAX: usize = 32;
 /// How far packets of a client overtake each other.
 pub const REORDER_CLIENT: Reordering = Reordering {
     time: Duration::from_millis(10),
@@ -117,6 +121,12 @@ pub struct Track {
     pub layers: Vec<Layer>,
     /// Subscribers, by peer.
     pub subscriptions: Vec<Subscription>,
+    /// Packets that subscribers are still to get.
+    waiting: Vec<Waiting>,
+    /// The router has it among those with waiting packets.
+    pub is_queued: bool,
+    /// The subscriber to go on with, if the wire was full before all had them.
+    resume: Option<PeerId>,
     /// Nodes it is sent to.
     pub outbound: Vec<Outbound>,
     /// If it is relayed here.
@@ -133,6 +143,18 @@ pub struct Track {
     pub has_nack: bool,
     /// Key frames may be asked for.
     pub has_pli: bool,
+}
+
+/// A packet in a layer's ring that subscribers are still to get.
+#[derive(Clone, Copy)]
+struct Waiting {
+    layer: u8,
+    generation: u32,
+    sequence: u64,
+    /// Where a key frame begins that it completes so far.
+    key_frame_start: Option<u64>,
+    /// Newer ones came before it.
+    is_late: bool,
 }
 
 /// What fan-out needs besides the track.
@@ -164,6 +186,9 @@ impl Track {
             codecs: vec![],
             layers: vec![],
             subscriptions: vec![],
+            waiting: vec![],
+            is_queued: false,
+            resume: None,
             outbound: vec![],
             inbound: None,
             level: AudioLevel::default(),
@@ -285,21 +310,42 @@ impl Track {
             .binary_search_by_key(&peer, |subscription| subscription.peer)
     }
 
-    /// A packet was accepted into a layer's ring: sends it to everyone who gets the layer.
-    pub fn fan_out<W: Wire>(
+    /// A packet was accepted into a layer's ring: sends it to other nodes, and keeps it for the
+    /// subscribers until [`Self::fan_out`]. Returns whether the track has to be queued for that.
+    pub fn take<W: Wire>(
+        &mut self,
+        layer: usize,
+        accepted: &Accepted,
+        around: &mut Surroundings<'_, W>,
+    ) -> bool {
+        // Those who were served before the wire was full must not miss this one.
+        if self.resume.is_some() || self.waiting.len() == WAITING_MAX {
+            self.fan_out_to_all(around.epoch, around.wire, around.events);
+        }
+        self.relay(layer, accepted, around);
+        if self.subscriptions.is_empty() {
+            return false;
+        }
+        let stream = &self.layers[layer].stream;
+        self.waiting.push(Waiting {
+            layer: layer as u8,
+            generation: stream.generation,
+            sequence: accepted.sequence,
+            key_frame_start: accepted.key_frame_start,
+            is_late: stream.highest() != Some(accepted.sequence),
+        });
+        !std::mem::replace(&mut self.is_queued, true)
+    }
+
+    fn relay<W: Wire>(
         &mut self,
         layer: usize,
         accepted: &Accepted,
         around: &mut Surroundings<'_, W>,
     ) {
         let stream = &self.layers[layer].stream;
-        let Some((stored, payload)) = stream.ring.get(accepted.sequence) else {
+        let Some(packet) = shared(stream, accepted.sequence, around.epoch) else {
             return;
-        };
-        let packet = Shared {
-            stored,
-            payload,
-            abs_send_time: abs_send_time(around.epoch, stored.arrived),
         };
         let reference = self.reference;
         for outbound in &mut self.outbound {
@@ -314,34 +360,62 @@ impl Track {
                 );
             }
         }
-        let is_late = stream.highest() != Some(accepted.sequence);
-        let number = layer as u8;
-        for subscription in &mut self.subscriptions {
-            let is_first = if subscription.is_on(number, stream.generation) {
-                subscription.forward(&packet, around.wire)
-            } else if let Some(start) = accepted.key_frame_start
-                && subscription.target == number
-                && subscription.is_active()
-                && subscription.accepts(stored.codec)
-            {
-                let before = subscription
-                    .last_layer()
-                    .and_then(|before| self.layers.get(before))
-                    .map(|before| &before.stream);
-                subscription.switch(number, stream, before, start, around.epoch, around.wire)
-            } else {
-                if is_late {
-                    subscription.forward_late(number, stream.generation, &packet, around.wire);
-                }
-                false
-            };
-            if is_first {
-                around.events.push_back(Event::SubscriptionStarted {
+    }
+
+    /// Datagrams that waiting packets are about to become.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.waiting.len() * self.subscriptions.len()
+    }
+
+    /// Sends what waits to everyone who gets it, one subscriber after the other: its record and keys
+    /// are read once for a whole frame, and the frame's datagrams lie back to back. Returns `false` if
+    /// the wire was full before all were served; the next call goes on from there.
+    pub fn fan_out<W: Wire>(
+        &mut self,
+        epoch: Instant,
+        wire: &mut W,
+        events: &mut VecDeque<Event>,
+    ) -> bool {
+        let mut packets = [None; WAITING_MAX];
+        for (packet, waiting) in packets.iter_mut().zip(&self.waiting) {
+            let layer = self.layers.get(usize::from(waiting.layer));
+            *packet = layer
+                .map(|layer| &layer.stream)
+                .filter(|stream| stream.generation == waiting.generation)
+                .and_then(|stream| shared(stream, waiting.sequence, epoch));
+        }
+        let from = self.resume.map_or(0, |peer| {
+            self.subscriptions
+                .partition_point(|subscription| subscription.peer < peer)
+        });
+        for subscription in &mut self.subscriptions[from..] {
+            if wire.is_full() {
+                self.resume = Some(subscription.peer);
+                return false;
+            }
+            let frame = packets.iter().zip(&self.waiting);
+            let frame = frame.filter_map(|(packet, waiting)| Some((waiting, packet.as_ref()?)));
+            if serve(subscription, frame, &self.layers, epoch, wire) {
+                events.push_back(Event::SubscriptionStarted {
                     peer: subscription.peer,
                     track: self.sid.clone(),
                 });
             }
         }
+        self.resume = None;
+        self.waiting.clear();
+        true
+    }
+
+    fn fan_out_to_all<W: Wire>(
+        &mut self,
+        epoch: Instant,
+        wire: &mut W,
+        events: &mut VecDeque<Event>,
+    ) {
+        let mut patient = Patient { wire };
+        self.fan_out(epoch, &mut patient, events);
     }
 
     /// Decides which layers are live and what each subscription is to get, and asks for the key
@@ -475,6 +549,76 @@ impl Track {
             .enumerate()
             .filter(|(_, layer)| layer.is_live)
             .fold(0, |bits, (index, _)| bits | 1 << index)
+    }
+}
+
+/// Sends a subscriber what it gets of some packets; returns whether one was its very first.
+fn serve<'p, W: Wire>(
+    subscription: &mut Subscription,
+    packets: impl Iterator<Item = (&'p Waiting, &'p Shared<'p>)>,
+    layers: &[Layer],
+    epoch: Instant,
+    wire: &mut W,
+) -> bool {
+    let mut is_first = false;
+    // A switch sends all that is here of the layer from its key frame on.
+    let mut sent: Option<(u8, u64)> = None;
+    for (waiting, packet) in packets {
+        let number = waiting.layer;
+        if sent.is_some_and(|(layer, start)| layer == number && waiting.sequence >= start) {
+            continue;
+        }
+        if subscription.is_on(number, waiting.generation) {
+            is_first |= subscription.forward(packet, wire);
+        } else if let Some(start) = waiting.key_frame_start
+            && subscription.target == number
+            && subscription.is_active()
+            && subscription.accepts(packet.stored.codec)
+        {
+            let before = subscription
+                .last_layer()
+                .and_then(|before| layers.get(before))
+                .map(|before| &before.stream);
+            let stream = &layers[usize::from(number)].stream;
+            is_first |= subscription.switch(number, stream, before, start, epoch, wire);
+            sent = Some((number, start));
+        } else if waiting.is_late {
+            subscription.forward_late(number, waiting.generation, packet, wire);
+        }
+    }
+    is_first
+}
+
+/// A packet of a layer, ready to be written for many.
+fn shared(stream: &Stream, sequence: u64, epoch: Instant) -> Option<Shared<'_>> {
+    let (stored, payload) = stream.ring.get(sequence)?;
+    Some(Shared {
+        stored,
+        payload,
+        abs_send_time: abs_send_time(epoch, stored.arrived),
+    })
+}
+
+/// A wire that is never full.
+struct Patient<'a, W> {
+    wire: &'a mut W,
+}
+
+impl<W: Wire> Wire for Patient<'_, W> {
+    fn send_rtp(&mut self, peer: PeerId, write: impl FnOnce(&mut [u8]) -> usize) {
+        self.wire.send_rtp(peer, write);
+    }
+
+    fn repeat_rtp(&mut self, peer: PeerId, write: impl FnOnce(&mut [u8]) -> usize) {
+        self.wire.repeat_rtp(peer, write);
+    }
+
+    fn send_rtcp(&mut self, peer: PeerId, write: impl FnOnce(&mut [u8]) -> usize) {
+        self.wire.send_rtcp(peer, write);
+    }
+
+    fn send_relay(&mut self, to: SocketAddr, write: impl FnOnce(&mut [u8]) -> usize) {
+        self.wire.send_relay(to, write);
     }
 }
 

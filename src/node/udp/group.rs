@@ -50,8 +50,16 @@ impl Groups {
             self.slots.fill(Slot::default());
             self.stamp = 1;
         }
+        let mut last: Option<usize> = None;
         for (index, datagram) in datagrams.iter().enumerate() {
-            self.add(index, datagram.to);
+            // Frames come whole: mostly it goes where the one before it goes.
+            last = Some(match last {
+                Some(group) if self.groups[group].to == datagram.to => {
+                    self.append(group, index);
+                    group
+                }
+                _ => self.add(index, datagram.to),
+            });
         }
     }
 
@@ -66,7 +74,14 @@ impl Groups {
         (next != NONE).then_some(next as usize)
     }
 
-    fn add(&mut self, index: usize, to: SocketAddr) {
+    fn append(&mut self, group: usize, index: usize) {
+        let group = &mut self.groups[group];
+        self.next[group.last as usize] = index as u32;
+        group.last = index as u32;
+    }
+
+    /// Adds a datagram to the group of its destination, a new one if need be; which one.
+    fn add(&mut self, index: usize, to: SocketAddr) -> usize {
         let mask = self.slots.len() - 1;
         let mut at = hash(to) as usize & mask;
         loop {
@@ -81,13 +96,12 @@ impl Groups {
                     first: index,
                     last: index as u32,
                 });
-                return;
+                return self.groups.len() - 1;
             }
-            let group = &mut self.groups[slot.group as usize];
-            if group.to == to {
-                self.next[group.last as usize] = index as u32;
-                group.last = index as u32;
-                return;
+            let group = slot.group as usize;
+            if self.groups[group].to == to {
+                self.append(group, index);
+                return group;
             }
             at = (at + 1) & mask;
         }
@@ -124,7 +138,7 @@ mod tests {
         let mut groups = Groups::default();
         for round in 0..3 {
             let ports: Vec<u16> = (0..500)
-                .map(|index| 1000 + (index * 7 + round) % 61)
+                .map(|index| 1000 + (index / 3 * 7 + round) % 61)
                 .collect();
             let datagrams: Vec<_> = ports.iter().map(|port| datagram(*port)).collect();
             groups.fill(&datagrams);

@@ -52,6 +52,7 @@ fn handle(world: &mut World, engine: usize, from: SocketAddr, bytes: &mut [u8]) 
     let engine = &mut world.engines[engine];
     let before = ALLOCATIONS.get();
     engine.handle_datagram(now, from, bytes);
+    assert!(engine.forward(), "a packet for a few fits");
     let allocations = ALLOCATIONS.get() - before;
     let transmits = engine.transmits();
     let sent = transmits

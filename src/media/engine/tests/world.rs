@@ -289,6 +289,7 @@ impl World {
         let due = self.now + DELAY;
         for (index, engine) in self.engines.iter_mut().enumerate() {
             let from = engine_address(index);
+            assert!(engine.forward(), "a few clients' packets fit");
             let transmits = engine.transmits();
             for datagram in transmits.datagrams() {
                 let bytes = transmits.bytes(datagram);

@@ -156,7 +156,7 @@ impl Router {
         Ok(())
     }
 
-    /// Takes a packet into a layer and sends it to everyone who gets the layer. Returns a sample of
+    /// Takes a packet into a layer, from where [`Router::forward`] sends it on. Returns a sample of
     /// the round trip to the source, if the packet gave one.
     pub(super) fn accept<W: Wire>(
         &mut self,
@@ -204,8 +204,35 @@ impl Router {
             wire,
             events: &mut self.events,
         };
-        track.fan_out(layer_index, &accepted, &mut around);
+        if track.take(layer_index, &accepted, &mut around) {
+            self.waiting.push_back(key);
+        }
         Ok(accepted.round_trip)
+    }
+}
+
+impl Router {
+    /// Sends subscribers what waits for them. Returns `false` if the wire was full first; call it again
+    /// once that has room, before more packets are handed in.
+    pub fn forward<W: Wire>(&mut self, wire: &mut W) -> bool {
+        while let Some(key) = self.waiting.front() {
+            // It may have ended meanwhile.
+            if let Some(track) = self.tracks.get_mut(*key) {
+                if !track.fan_out(self.epoch, wire, &mut self.events) {
+                    return false;
+                }
+                track.is_queued = false;
+            }
+            self.waiting.pop_front();
+        }
+        true
+    }
+
+    /// Datagrams that [`Self::forward`] would send, about.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        let tracks = self.waiting.iter().filter_map(|key| self.tracks.get(*key));
+        tracks.map(Track::waiting).sum()
     }
 }
 

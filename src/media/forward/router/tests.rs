@@ -3,6 +3,7 @@
 
 mod agents;
 mod bad_input;
+mod fan_out;
 mod publish;
 mod relay;
 mod simulcast;

@@ -39,6 +39,8 @@ enum To {
 #[derive(Default)]
 pub(super) struct Recorder {
     packets: Vec<(Out, Vec<u8>)>,
+    /// Packets after which it is full, if ever.
+    pub(super) room: Option<usize>,
 }
 
 enum Out {
@@ -58,6 +60,10 @@ impl Recorder {
 }
 
 impl Wire for Recorder {
+    fn is_full(&self) -> bool {
+        self.room.is_some_and(|room| self.packets.len() >= room)
+    }
+
     fn send_rtp(&mut self, peer: PeerId, write: impl FnOnce(&mut [u8]) -> usize) {
         self.record(Out::Rtp(peer), write);
     }
@@ -73,7 +79,7 @@ impl Wire for Recorder {
 
 pub(super) struct Node {
     pub(super) router: Router,
-    wire: Recorder,
+    pub(super) wire: Recorder,
     pub(super) events: Vec<Event>,
 }
 
@@ -227,6 +233,7 @@ impl World {
         let now = self.now;
         let node = &mut self.nodes[node];
         let _ = node.router.handle_rtp(now, peer, bytes, &mut node.wire);
+        node.router.forward(&mut node.wire);
     }
 
     /// Hands a relay datagram to a router at once.
@@ -331,6 +338,7 @@ impl World {
         if node.router.deadline().is_some_and(|at| at <= now) {
             node.router.handle_timeout(now, &mut node.wire);
         }
+        node.router.forward(&mut node.wire);
         while let Some(event) = node.router.poll_event() {
             node.events.push(event);
         }
