@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::agents::{Kind, Media, Seen};
+use super::agents::{Event, Kind, Media, Seen};
 use crate::clock::Ms;
 use crate::front::{Ask, Knock};
 
@@ -68,6 +68,8 @@ pub(crate) struct Gap {
     pub(crate) receiver: Kind,
     pub(crate) from: String,
     pub(crate) to: String,
+    /// From the fault to the last mark before it; negative if the silence began before the fault.
+    pub(crate) begins_ms: Ms,
     /// Beyond the stream's own cadence.
     pub(crate) ms: Ms,
     /// The stream had not come back when the window ended.
@@ -164,6 +166,19 @@ pub(crate) struct Judgement {
     pub(crate) gaps: Vec<Gap>,
     pub(crate) returns: Vec<Return>,
     pub(crate) counts: Counts,
+    /// What the clients' SDKs told, in milliseconds after the fault.
+    pub(crate) events: Vec<(String, Event)>,
+    pub(crate) lost: Vec<Lost>,
+}
+
+/// A message that its SDK accepted and that did not arrive.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Lost {
+    pub(crate) from: String,
+    pub(crate) to: String,
+    pub(crate) number: u64,
+    /// When it was sent, after the fault.
+    pub(crate) sent_ms: Ms,
 }
 
 /// A stream that was silent for so long at the end has not come back.
@@ -174,6 +189,7 @@ const MESSAGE_SETTLES: Ms = 1500.0;
 /// Judges one window.
 pub(crate) fn judge(window: &Window, clients: &[Client]) -> Judgement {
     let mut gaps = Vec::new();
+    let mut lost = Vec::new();
     let mut counts = Counts::default();
     for to in clients {
         for from in clients.iter().filter(|from| from.identity != to.identity) {
@@ -184,7 +200,7 @@ pub(crate) fn judge(window: &Window, clients: &[Client]) -> Judgement {
                 counts.tracks_lost += usize::from(gap.open);
                 gaps.push(gap);
             }
-            count_messages(window, from, to, &mut counts);
+            count_messages(window, from, to, &mut counts, &mut lost);
         }
         count_events(window, to, &mut counts);
         let listed = window.listed.contains(&to.identity);
@@ -199,7 +215,25 @@ pub(crate) fn judge(window: &Window, clients: &[Client]) -> Judgement {
         gaps,
         returns: returns(window, clients),
         counts,
+        events: events(window, clients),
+        lost,
     }
+}
+
+/// Everything that was told after the fault.
+fn events(window: &Window, clients: &[Client]) -> Vec<(String, Event)> {
+    let told = |client: &Client| {
+        let events = client.seen.events.clone();
+        let identity = client.identity.clone();
+        events
+            .into_iter()
+            .filter(|event| event.at >= window.fault && event.at <= window.end)
+            .map(move |event| {
+                let at = event.at - window.fault;
+                (identity.clone(), Event { at, ..event })
+            })
+    };
+    clients.iter().flat_map(told).collect()
 }
 
 fn gap_of(window: &Window, from: &Client, to: &Client, media: Media) -> Gap {
@@ -209,7 +243,7 @@ fn gap_of(window: &Window, from: &Client, to: &Client, media: Media) -> Gap {
         .stamps
         .get(&(media, from.identity.clone()))
         .unwrap_or(&none);
-    let (ms, open) = longest_silence(stamps, window.fault, window.end);
+    let Silence { begins, ms, open } = longest_silence(stamps, window.fault, window.end);
     Gap {
         media,
         path: Path::of(window.touched, from.home, to.home),
@@ -217,14 +251,24 @@ fn gap_of(window: &Window, from: &Client, to: &Client, media: Media) -> Gap {
         receiver: to.kind,
         from: from.identity.clone(),
         to: to.identity.clone(),
+        begins_ms: begins - window.fault,
         ms: (ms - media.cadence_ms()).max(0.0),
         open,
     }
 }
 
+/// Time without a mark.
+struct Silence {
+    /// The last mark before it.
+    begins: Ms,
+    ms: Ms,
+    /// It had not ended when the window did.
+    open: bool,
+}
+
 /// The longest time between two marks that lies at least partly after `fault`, and whether the last
 /// silence reaches the end. A stream that was never heard is silent from the fault on.
-fn longest_silence(stamps: &[Ms], fault: Ms, end: Ms) -> (Ms, bool) {
+fn longest_silence(stamps: &[Ms], fault: Ms, end: Ms) -> Silence {
     let mut last = stamps
         .iter()
         .copied()
@@ -233,19 +277,27 @@ fn longest_silence(stamps: &[Ms], fault: Ms, end: Ms) -> (Ms, bool) {
     if last.is_nan() {
         last = fault;
     }
-    let mut longest: Ms = 0.0;
+    let mut longest = Silence {
+        begins: last,
+        ms: 0.0,
+        open: false,
+    };
     for stamp in stamps
         .iter()
         .filter(|stamp| **stamp > fault && **stamp <= end)
     {
-        longest = longest.max(stamp - last);
+        if stamp - last > longest.ms {
+            longest.ms = stamp - last;
+            longest.begins = last;
+        }
         last = *stamp;
     }
-    let open = end - last > OPEN_AFTER;
-    if open {
-        longest = longest.max(end - last);
+    longest.open = end - last > OPEN_AFTER;
+    if longest.open && end - last > longest.ms {
+        longest.ms = end - last;
+        longest.begins = last;
     }
-    (longest, open)
+    longest
 }
 
 fn count_events(window: &Window, client: &Client, counts: &mut Counts) {
@@ -265,7 +317,13 @@ fn count_events(window: &Window, client: &Client, counts: &mut Counts) {
 }
 
 /// Every message that its SDK accepted is to be at every other client once.
-fn count_messages(window: &Window, from: &Client, to: &Client, counts: &mut Counts) {
+fn count_messages(
+    window: &Window,
+    from: &Client,
+    to: &Client,
+    counts: &mut Counts,
+    lost: &mut Vec<Lost>,
+) {
     let mut times: BTreeMap<u64, usize> = BTreeMap::new();
     for message in to.seen.received.get(&from.identity).into_iter().flatten() {
         *times.entry(message.number).or_default() += 1;
@@ -276,7 +334,15 @@ fn count_messages(window: &Window, from: &Client, to: &Client, counts: &mut Coun
             continue;
         }
         match times.get(&message.number).copied().unwrap_or(0) {
-            0 => counts.messages_lost += 1,
+            0 => {
+                counts.messages_lost += 1;
+                lost.push(Lost {
+                    from: from.identity.clone(),
+                    to: to.identity.clone(),
+                    number: message.number,
+                    sent_ms: message.at - window.fault,
+                });
+            }
             1 => {}
             more => counts.messages_duplicated += more - 1,
         }
