@@ -2,6 +2,12 @@
 
 use std::process::ExitCode;
 
+use mimalloc::MiMalloc;
+
+/// A commit allocates some hundred times on each node; see `docs/adr/0025-allocator.md`.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
 fn main() -> ExitCode {
     match flotilla_node::cli::run() {
         Ok(()) => ExitCode::SUCCESS,

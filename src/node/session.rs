@@ -11,6 +11,7 @@
 //! begins with the join, before the WebSocket is accepted: a refused join is an HTTP status. Or it
 //! begins with a resume of a session that another node served, and goes on with that ([`handover`]).
 
+use std::fmt;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
@@ -34,7 +35,7 @@ use flotilla_signal::session::{
 use futures_util::FutureExt as _;
 use rand::RngCore as _;
 use tokio::sync::oneshot;
-use tracing::{Instrument as _, debug, error, info, warn};
+use tracing::{Instrument as _, debug, error, info, trace, warn};
 
 use crate::control::takeovers::Takeovers;
 use crate::hub::Hub;
@@ -311,6 +312,7 @@ impl Task {
         match message {
             Message::Event { change, index } => self.take_event(now, &change, index),
             Message::Media(event) => {
+                trace!(event = variant(&event), "from media");
                 self.note_first_packet(&event);
                 self.session.handle(now, Input::Media(event));
             }
@@ -325,6 +327,7 @@ impl Task {
                     .as_ref()
                     .is_some_and(|c| c.id() == connection)
                 {
+                    trace!(message = variant(&request.message), "from the client");
                     self.session.handle(now, Input::Request(request));
                 }
             }
@@ -447,6 +450,7 @@ impl Task {
     }
 
     fn reply(&mut self, response: Box<SignalResponse>) {
+        trace!(message = variant(&response.message), "to the client");
         if let Some(admission) = self.admission.take() {
             // The first response: the join is in the log. Without a taker the client is gone.
             if admission.send(Ok(())).is_err() {
@@ -528,6 +532,13 @@ async fn sleep_until(wake: Option<Instant>) {
         Some(wake) => tokio::time::sleep_until(wake.into()).await,
         None => std::future::pending().await,
     }
+}
+
+/// The name of an enumeration's variant, for the log: what it holds may be secret, or long.
+fn variant(value: &impl fmt::Debug) -> String {
+    let text = format!("{value:?}");
+    let text = text.strip_prefix("Some(").unwrap_or(&text);
+    text.split(['(', ' ']).next().unwrap_or_default().to_owned()
 }
 
 /// A request id from the system's randomness.

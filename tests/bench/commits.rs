@@ -18,8 +18,14 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
+use mimalloc::MiMalloc;
+
 use crate::cluster::{Cluster, Kind};
 use crate::measure::{Figures, Ratios, median, run};
+
+/// The one that `flotilla` has.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 #[derive(Parser)]
 #[command(about = "Commits per second of three nodes, beside etcd's")]

@@ -304,15 +304,19 @@ impl Transport {
         Ok(())
     }
 
-    /// Does what waited for a nominated path to a client whose keys are known.
+    /// Does what waited for a path to a client whose keys are known.
     fn take_path(&mut self, now: Instant) {
-        if self.ice.nominated().is_none() || !self.dtls.is_connected() {
+        if !self.dtls.is_connected() {
             return;
         }
-        if std::mem::take(&mut self.awaits_path) {
+        // A client takes media on each path that it checks, and nominates one a round trip later.
+        if self.ice.remote().is_some() && std::mem::take(&mut self.awaits_path) {
             self.events.push_back(TransportEvent::Connected);
         }
-        // Earlier it would be lost, and repeated a second later.
+        if self.ice.nominated().is_none() {
+            return;
+        }
+        // Its answer would go out on its former path, and be lost.
         self.sctp.begin(now);
         self.after_sctp(now);
     }

@@ -56,6 +56,12 @@ impl KeyFrameRequests {
         self.is_hasty = true;
     }
 
+    /// Whether the next request must not wait.
+    #[must_use]
+    pub fn is_hasty(&self) -> bool {
+        self.is_hasty
+    }
+
     /// Nobody waits any more.
     pub fn cancel(&mut self) {
         self.is_wanted = false;

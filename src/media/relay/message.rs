@@ -64,6 +64,10 @@ pub struct Media {
     pub age: Duration,
 }
 
+/// In [`Want::key_frames`]: somebody was cut off in the middle of a picture and is back, so the source
+/// is to be asked even if it was a moment ago. No layer has this bit.
+pub const IN_HASTE: u8 = 1 << 7;
+
 /// What a node wants of one track. Sent when it changes and repeated, since it may be lost.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Want {
@@ -71,7 +75,7 @@ pub struct Want {
     pub track: TrackRef,
     /// Layers to send, a bit each.
     pub layers: u8,
-    /// Layers of which a key frame is needed, a bit each.
+    /// Layers of which a key frame is needed, a bit each, and [`IN_HASTE`].
     pub key_frames: u8,
     /// Best quality that somebody there wants, as a number; 3: nobody wants any.
     pub quality: u8,

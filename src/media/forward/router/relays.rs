@@ -18,7 +18,7 @@ use crate::receive::report::SenderClock;
 use crate::receive::stream::{Arrival, Numbering};
 use crate::relay::keys;
 use crate::relay::message::{
-    self, Media, Message, Sequences, Status, TrackRef, Want, write_media, write_pong,
+    self, IN_HASTE, Media, Message, Sequences, Status, TrackRef, Want, write_media, write_pong,
 };
 use crate::rtp::sequence::extend_32;
 use crate::stats::TrackSource;
@@ -165,6 +165,9 @@ impl Router {
             let is_asked = (want.key_frames | added) & layers & 1 << index != 0;
             if is_asked && layer.stream.codec.has_key_frames() && !track.is_muted {
                 layer.stream.key_frames.want();
+                if want.key_frames & IN_HASTE != 0 {
+                    layer.stream.key_frames.hasten();
+                }
             }
         }
         self.timers.hurry();

@@ -17,7 +17,7 @@ use crate::forward::select::{lower, step_down, step_up};
 use crate::forward::track::{RELAY_SILENT_AFTER, Track, quality_of};
 use crate::receive::nack::MISSING_MAX;
 use crate::relay::message::{
-    Clock, Status, WANTS_MAX, Want, write_nack, write_status, write_wants,
+    Clock, IN_HASTE, Status, WANTS_MAX, Want, write_nack, write_status, write_wants,
 };
 use crate::rtp::rtcp::{REPORT_BLOCKS_MAX, ReportBlock, SenderInfo, Writer};
 use crate::send::congestion::Advice;
@@ -517,8 +517,9 @@ fn take_want(now: Instant, node: NodeId, track: &mut Track) -> Option<Want> {
         if added & bit != 0 {
             layer.stream.expects_gap = true;
         }
+        let is_hasty = layer.stream.key_frames.is_hasty();
         if layers & bit != 0 && layer.stream.key_frames.take_due(now) {
-            key_frames |= bit;
+            key_frames |= if is_hasty { bit | IN_HASTE } else { bit };
         }
     }
     let is_periodic = now >= inbound.ask_at;

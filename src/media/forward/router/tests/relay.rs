@@ -121,6 +121,29 @@ fn a_receiver_that_vanishes_is_sent_nothing() {
 }
 
 #[test]
+fn who_is_back_does_not_wait_for_a_key_frame_that_is_due_at_another_node() {
+    for is_back in [false, true] {
+        let mut world = World::new(2, 36);
+        let publisher = Publisher::single(1, "TR_v");
+        let info = publisher.info.clone();
+        world.publish(0, publisher);
+        world.subscribe(1, Subscriber::new(2, "TR_v", Kind::Video, true));
+        world.route(&info, 0, 1, 1);
+        world.run_ms(400);
+        assert!(world.subscriber(2).packets() > 10);
+        world.subscribe(1, Subscriber::new(3, "TR_v", Kind::Video, true));
+        if is_back {
+            let now = world.now;
+            world.nodes[1].router.peer_resumed(now, PeerId(3));
+        }
+        world.run_ms(300);
+        assert_eq!(world.subscriber(3).packets() > 0, is_back);
+        world.run_ms(1_000);
+        world.subscriber(3).judge();
+    }
+}
+
+#[test]
 fn a_lower_epoch_is_refused() {
     let mut world = World::new(3, 35);
     let old = Publisher::audio(1, "TR_a");
