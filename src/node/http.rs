@@ -23,6 +23,7 @@ use tokio::net::TcpListener;
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 
 use crate::config::Config;
+use crate::control::takeovers::Takeovers;
 use crate::mesh::Mesh;
 use crate::session::Sessions;
 use crate::session::connection::ConnectionIds;
@@ -55,6 +56,8 @@ pub struct Shared {
     pub group: Group,
     /// Links to other nodes.
     pub mesh: Mesh,
+    /// Who was taken over.
+    pub takeovers: Takeovers,
     /// Numbers signal connections.
     pub connections: ConnectionIds,
     /// Counters.

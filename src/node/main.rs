@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use mimalloc::MiMalloc;
 
-/// A commit allocates some hundred times on each node; see `docs/adr/0025-allocator.md`.
+/// A commit allocates some hundred times on each node; see `docs/adr/2026-11-24-allocator.md`.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 

@@ -388,6 +388,7 @@ impl Node {
             sessions,
             group: group.clone(),
             mesh: mesh.clone(),
+            takeovers: takeovers.clone(),
             connections: ConnectionIds::default(),
             metrics: metrics.clone(),
             open: open.clone(),

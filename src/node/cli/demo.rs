@@ -1,10 +1,12 @@
-//! `flotilla demo`: three nodes on this machine, each a process of its own, behind one shared port.
+//! `flotilla demo`: three nodes on this machine, each a process of its own, behind one shared port and
+//! a load balancer with a port for each of them ([`front`]).
 //!
 //! This process only watches: it writes a configuration per node, starts the children, prints one
 //! URL when all are up, starts a killed child again after a few seconds, and stops all with Ctrl-C.
 
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+mod front;
+
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -12,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use clap::Args;
 use serde_json::json;
+use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
 
 use super::dev::{DEV_KEY, DEV_SECRET, TemporaryFolder};
@@ -80,8 +83,14 @@ async fn watch(args: DemoArgs) -> anyhow::Result<()> {
             due: None,
         });
     }
+    let mut fronts = Vec::new();
+    for port in &ports.front {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).await;
+        fronts.push(listener.with_context(|| format!("port {port} was taken meanwhile"))?);
+    }
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     let result = tokio::select! {
+        () = front::serve(fronts, ports.http.clone()) => Ok(()),
         result = keep_running(&mut members, &args, &ports) => result,
         _ = terminate.recv() => Ok(()),
         _ = tokio::signal::ctrl_c() => Ok(()),
@@ -119,8 +128,11 @@ async fn keep_running(
             look_after(member, announced)?;
         }
         if !announced {
-            let up = (0..NODES).filter(|index| is_up(ports.http(*index))).count();
-            if up == usize::from(NODES) {
+            let mut up = 0;
+            for port in &ports.http {
+                up += u16::from(front::is_up(*port).await);
+            }
+            if up == NODES {
                 announced = true;
                 announce(args, ports);
             } else if begun.elapsed() > UP_MAX {
@@ -203,14 +215,14 @@ fn terminate(process: u32) {
 
 fn announce(args: &DemoArgs, ports: &Ports) {
     let mut text = format!(
-        "\nThree nodes are up. Open this in a browser, in two or more windows:\n\n    http://127.0.0.1:{port}/demo/\n\nSDKs connect to ws://127.0.0.1:{port} (key {DEV_KEY}, secret {DEV_SECRET}); the nodes by themselves:\n",
+        "\nThree nodes are up. Open this in a browser, in two or more windows:\n\n    http://127.0.0.1:{port}/demo/\n\nSDKs connect to ws://127.0.0.1:{port} (key {DEV_KEY}, secret {DEV_SECRET}); with a choice of node:\n",
         port = args.port,
     );
     for index in 0..NODES {
         text.push_str(&format!(
             "    node {}  ws://127.0.0.1:{}  admin 127.0.0.1:{}\n",
             index + 1,
-            ports.http(index),
+            ports.front(index),
             ports.admin(index)
         ));
     }
@@ -218,22 +230,10 @@ fn announce(args: &DemoArgs, ports: &Ports) {
     print(&text);
 }
 
-/// Health as a load balancer would ask for it.
-fn is_up(port: u16) -> bool {
-    let ask = || -> std::io::Result<bool> {
-        let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
-        let mut stream = TcpStream::connect_timeout(&address, Duration::from_millis(100))?;
-        stream.set_read_timeout(Some(Duration::from_millis(500)))?;
-        stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
-        let mut answer = [0; 12];
-        stream.read_exact(&mut answer)?;
-        Ok(answer.ends_with(b" 200"))
-    };
-    ask().unwrap_or(false)
-}
-
 /// The nodes' own ports: those after the shared one that are free.
 struct Ports {
+    /// Where the load balancer listens for each node.
+    front: Vec<u16>,
     http: Vec<u16>,
     cluster: Vec<u16>,
     admin: Vec<u16>,
@@ -259,6 +259,7 @@ impl Ports {
             Ok::<_, anyhow::Error>(taken)
         };
         Ok(Self {
+            front: take(NODES, is_tcp_free)?,
             http: take(NODES, is_tcp_free)?,
             cluster: take(NODES, is_tcp_free)?,
             admin: take(NODES, is_tcp_free)?,
@@ -266,8 +267,8 @@ impl Ports {
         })
     }
 
-    fn http(&self, index: u16) -> u16 {
-        self.http[usize::from(index)]
+    fn front(&self, index: u16) -> u16 {
+        self.front[usize::from(index)]
     }
 
     fn admin(&self, index: u16) -> u16 {
@@ -317,6 +318,7 @@ fn configuration(
             "data_dir": folder.join(format!("node-{number}")),
             "bind": format!("127.0.0.1:{}", ports.cluster[index]),
             "relay_ip": "127.0.0.1",
+            "client_url": format!("http://127.0.0.1:{}", ports.front[index]),
             "secret": secret,
             "seeds": seeds,
             "node_lost_after": "5s",

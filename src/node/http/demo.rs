@@ -10,12 +10,14 @@ use axum::response::{IntoResponse as _, Redirect, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use flotilla_model::id::{NodeId, RoomName, UnixMillis};
+use flotilla_model::room::Room;
 use flotilla_signal::token::{self, Claims, VideoGrant};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Shared, text};
 use crate::config::Config;
+use crate::control::takeovers::Takeover;
 use crate::mesh::enroll::wall_clock_ms;
 
 mod files {
@@ -26,6 +28,8 @@ mod files {
 const TOKEN_LIFE: Duration = Duration::from_secs(6 * 3600);
 /// A node that was silent for longer is shown as dead.
 const SILENT_MAX: Duration = Duration::from_millis(1500);
+/// Takeovers told to the page, the latest.
+const TAKEOVERS_SHOWN: usize = 50;
 const NOT_BUILT: &str = "<!doctype html><title>Flotilla</title><p>The demo page is not part of this binary. \
     Build it with <code>make page</code> (npm is needed), then build the binary again.";
 
@@ -161,6 +165,14 @@ async fn cluster(State(shared): State<Arc<Shared>>, Query(query): Query<ClusterQ
             })
         })
         .collect();
+    let takeovers = query.room.as_deref().map_or_else(Vec::new, |room| {
+        let name = RoomName(room.to_owned());
+        let present = state.rooms.get(&name);
+        let recent = shared.takeovers.list(None).into_iter().rev();
+        let of_room = recent.filter(|takeover| takeover.room == name);
+        let view = |takeover: Takeover| takeover_view(&takeover, present);
+        of_room.filter_map(view).take(TAKEOVERS_SHOWN).collect()
+    });
     let room = query
         .room
         .and_then(|name| state.rooms.get(&RoomName(name)).cloned())
@@ -201,8 +213,29 @@ async fn cluster(State(shared): State<Arc<Shared>>, Query(query): Query<ClusterQ
         "time": UnixMillis(wall_clock_ms()).0,
         "nodes": nodes,
         "room": room,
+        "takeovers": takeovers,
     }))
     .into_response()
+}
+
+/// What this node knows of a takeover; nothing if the participant has left since.
+fn takeover_view(takeover: &Takeover, room: Option<&Arc<Room>>) -> Option<Value> {
+    let mut present = room?.participants.values();
+    let participant = present
+        .find(|participant| participant.sid == takeover.sid && !participant.permission.hidden)?;
+    let at = |time: Option<UnixMillis>| time.map(|time| time.0);
+    Some(json!({
+        "identity": participant.identity.0,
+        "epoch": takeover.epoch.0,
+        "cause": takeover.cause.name(),
+        "from": takeover.from.0,
+        "to": takeover.to.0,
+        "heard_at": at(takeover.heard_at),
+        "detected_at": at(takeover.detected_at),
+        "decided_at": takeover.decided_at.0,
+        "adopted_at": at(takeover.adopted.map(|(at, _)| at)),
+        "first_packet_at": at(takeover.first_packet_at),
+    }))
 }
 
 #[derive(Deserialize)]

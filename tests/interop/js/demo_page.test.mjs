@@ -120,6 +120,67 @@ test('two pages and a Python client on three nodes', { timeout: 150_000 }, async
   }
 });
 
+test('the pictures go on when a node is killed', { timeout: 120_000 }, async () => {
+  const room = `storm-${Date.now()}`;
+  const { nodes } = await cluster(room);
+  const [one, two] = nodes;
+  const anna = await open(room, 'anna', one.id);
+  const ben = await open(room, 'ben', two.id);
+  const frames = (page, identity) =>
+    page.evaluate(
+      (who) => document.querySelector(`[data-identity="${who}"] video`).getVideoPlaybackQuality().totalVideoFrames,
+      identity,
+    );
+  const lines = (page) => page.locator('#log li').allTextContents();
+  const sid = () => ben.evaluate(() => window.flotilla.room.localParticipant.sid);
+  const home = async () =>
+    (await cluster(room)).room.participants.find(({ identity }) => identity === 'ben')?.node;
+  try {
+    await moving(anna, 'ben');
+    await moving(ben, 'anna');
+    const before = await sid();
+    assert.equal(await home(), two.id);
+    const quiet = new Map([anna, ben].map((page) => [page, 0]));
+    for (const page of quiet.keys()) quiet.set(page, (await lines(page)).length);
+    await anna.click(`#nodes tr:nth-child(${nodes.indexOf(two) + 1}) button.kill`);
+    const deadline = Date.now() + 20_000;
+    while ((await home()) === two.id) assert.ok(Date.now() < deadline, 'ben has another home');
+    for (const [page, other] of [
+      [anna, 'ben'],
+      [ben, 'anna'],
+    ]) {
+      const seen = await frames(page, other);
+      await until(
+        page,
+        ([who, count]) => {
+          const video = document.querySelector(`[data-identity="${who}"] video`);
+          return video?.getVideoPlaybackQuality().totalVideoFrames > count + 30;
+        },
+        [other, seen],
+        20,
+        `pictures of ${other} after the kill`,
+      );
+      // The latest come first.
+      const log = await lines(page);
+      const since = log.slice(0, log.length - quiet.get(page)).join();
+      assert.doesNotMatch(since, /left|joined|disconnected/);
+    }
+    assert.equal(await sid(), before, 'the same participant');
+    await until(
+      anna,
+      () => document.querySelector('#takeovers tr[data-identity="ben"]'),
+      null,
+      10,
+      'the takeover is shown',
+    );
+    await mkdir(artefacts, { recursive: true });
+    await anna.screenshot({ path: `${artefacts}/failover.png`, fullPage: true });
+  } finally {
+    await anna.close();
+    await ben.close();
+  }
+});
+
 test('a page asks for a smaller layer and gets a smaller picture', { timeout: 120_000 }, async () => {
   const room = `layers-${Date.now()}`;
   const { nodes } = await cluster(room);

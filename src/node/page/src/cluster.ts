@@ -15,6 +15,20 @@ export interface RoomView {
   routes: { track: string; from: number; to: number }[];
 }
 
+/** One participant's move to another node. Times are milliseconds since 1970, `null` where unknown. */
+export interface Takeover {
+  identity: string;
+  epoch: number;
+  cause: string;
+  from: number;
+  to: number;
+  heard_at: number | null;
+  detected_at: number | null;
+  decided_at: number;
+  adopted_at: number | null;
+  first_packet_at: number | null;
+}
+
 export interface ClusterView {
   node: number;
   mode: string;
@@ -22,6 +36,32 @@ export interface ClusterView {
   term: number;
   nodes: ClusterNode[];
   room: RoomView | null;
+  takeovers: Takeover[];
+}
+
+/**
+ * What all nodes together know of the room's takeovers: who detected the loss knows when, and the new
+ * home when media came.
+ */
+export async function askTakeovers(bases: string[], room: string): Promise<Takeover[]> {
+  const views = await Promise.allSettled(bases.map((base) => askCluster([base], room)));
+  const known = new Map<string, Takeover>();
+  for (const view of views) {
+    if (view.status === 'rejected') continue;
+    for (const takeover of view.value.takeovers) {
+      const key = `${takeover.identity} ${takeover.epoch}`;
+      const before = known.get(key);
+      known.set(key, {
+        ...takeover,
+        decided_at: Math.min(takeover.decided_at, before?.decided_at ?? Infinity),
+        heard_at: takeover.heard_at ?? before?.heard_at ?? null,
+        detected_at: takeover.detected_at ?? before?.detected_at ?? null,
+        adopted_at: takeover.adopted_at ?? before?.adopted_at ?? null,
+        first_packet_at: takeover.first_packet_at ?? before?.first_packet_at ?? null,
+      });
+    }
+  }
+  return [...known.values()].sort((one, other) => one.decided_at - other.decided_at);
 }
 
 /** Asks each base URL in turn and returns the first answer; throws if none answers. */

@@ -3,10 +3,11 @@
 
 import { Room, RoomEvent, Track } from 'livekit-client';
 
-import { askCluster, askToken, killNode, type ClusterView } from './cluster';
+import { askCluster, askTakeovers, askToken, killNode, type ClusterView } from './cluster';
 import { generatedAudio, generatedVideo } from './generated';
 import './style.css';
 import { Tiles } from './tiles';
+import { Timeline } from './timeline';
 
 declare global {
   interface Window {
@@ -31,7 +32,8 @@ const sourceSelect = element<HTMLSelectElement>('source');
 const goButton = element<HTMLButtonElement>('go');
 const leaveButton = element<HTMLButtonElement>('leave');
 const status = element('status');
-const tiles = new Tiles(element('tiles'));
+const timeline = new Timeline(element<HTMLCanvasElement>('timeline'), element('takeovers'));
+const tiles = new Tiles(element('tiles'), (identity) => timeline.picture(identity));
 
 const query = new URLSearchParams(location.search);
 roomInput.value = query.get('room') ?? 'harbour';
@@ -103,6 +105,7 @@ function wire(room: Room): void {
     })
     .on(RoomEvent.ParticipantDisconnected, (participant) => {
       tiles.remove(participant.identity);
+      timeline.remove(participant.identity);
       log(`${participant.identity} left`);
     })
     .on(RoomEvent.TrackSubscribed, (_track, publication, participant) => {
@@ -121,6 +124,7 @@ function wire(room: Room): void {
       log(`disconnected (${reason ?? 'no reason given'})`);
       status.textContent = 'not connected';
       tiles.clear();
+      timeline.clear();
       goButton.disabled = false;
       leaveButton.disabled = true;
       window.flotilla.room = null;
@@ -148,6 +152,7 @@ function show(view: ClusterView): void {
       button.disabled = !node.alive;
       button.addEventListener('click', () => {
         log(`killing node ${node.id}`);
+        timeline.mark(`node ${node.id} killed`);
         killNode(home, node.id).catch((error: unknown) => log(String(error)));
       });
       cell.append(button);
@@ -186,6 +191,9 @@ async function refresh(): Promise<void> {
     const view = await askCluster(bases(), roomInput.value);
     window.flotilla.cluster = view;
     show(view);
+    if (window.flotilla.room) {
+      timeline.show(await askTakeovers(bases(), roomInput.value), view.room?.participants ?? []);
+    }
   } catch {
     element('leader').textContent = 'no node answers';
   }

@@ -5,7 +5,11 @@ import { Track, type Participant, type TrackPublication } from 'livekit-client';
 export class Tiles {
   private readonly tiles = new Map<string, HTMLElement>();
 
-  constructor(private readonly parent: HTMLElement) {}
+  /** `onPicture` hears of each new picture of somebody else's that is shown. */
+  constructor(
+    private readonly parent: HTMLElement,
+    private readonly onPicture: (identity: string) => void,
+  ) {}
 
   /** The tile of a participant, made if it is new. */
   of(identity: string): HTMLElement {
@@ -50,12 +54,25 @@ export class Tiles {
     const tile = this.of(participant.identity);
     if (track.kind === Track.Kind.Video) {
       const video = tile.querySelector('video');
-      if (video) track.attach(video);
+      if (video) {
+        track.attach(video);
+        if (!participant.isLocal) this.follow(video, participant.identity);
+      }
     } else if (!participant.isLocal) {
       const audio = track.attach();
       audio.hidden = true;
       tile.append(audio);
     }
+  }
+
+  private follow(video: HTMLVideoElement, identity: string): void {
+    if (video.dataset.followed) return;
+    video.dataset.followed = 'yes';
+    const next = () => {
+      this.onPicture(identity);
+      if (this.tiles.has(identity)) video.requestVideoFrameCallback(next);
+    };
+    video.requestVideoFrameCallback(next);
   }
 
   detach(participant: Participant, publication: TrackPublication): void {
