@@ -120,12 +120,18 @@ impl Watch {
         }
     }
 
+    /// Silence that makes a node unreachable at present.
+    fn bound(&self, now: Instant) -> Duration {
+        let patient = self.config.bound + self.mesh.signs().allowance(now);
+        patient.min(self.config.patience.max(self.config.bound))
+    }
+
     fn impression(&self, sign: &Sign, now: Instant) -> Impression {
         if sign.is_gone(now) {
             return Impression::Gone;
         }
         let silence = self.mesh.signs().silence(sign, now);
-        if silence < self.config.bound / 2 {
+        if silence < self.bound(now) / 2 {
             Impression::Lives
         } else {
             Impression::Silent(silence)
@@ -209,7 +215,7 @@ impl Watch {
             voters,
             gone,
             findings: BTreeMap::new(),
-            bound: self.config.bound,
+            bound: self.bound(now),
             patience: self.config.patience,
         }
     }
@@ -217,7 +223,7 @@ impl Watch {
     fn ask(&mut self, mut case: Case, boot: BootId) {
         let within = match case.impression {
             Impression::Gone => GONE_WITHIN,
-            _ => self.config.bound,
+            _ => case.bound,
         };
         let mesh = self.mesh.clone();
         self.answers.spawn(async move {
@@ -258,6 +264,7 @@ impl Watch {
             return;
         };
         case.impression = self.impression(sign, now);
+        case.bound = self.bound(now);
         case.gone = gone(&case.voters, &signs, now);
         let status = self.group.status();
         match case.verdict() {

@@ -12,6 +12,10 @@ const SLACK: Duration = Duration::from_millis(10);
 /// Delays kept. With the expected interval of tens of milliseconds that is several seconds of a
 /// machine that is late every time; the oldest go first.
 const KEPT_MAX: usize = 256;
+/// For so long a delay casts doubt on the others' punctuality.
+const DOUBT: Duration = Duration::from_secs(3);
+/// A shorter delay casts none: every machine has them.
+const DOUBT_MIN: Duration = Duration::from_millis(100);
 
 /// The record of this process's delays.
 #[derive(Default)]
@@ -45,6 +49,23 @@ impl Delays {
             .take_while(|(noticed, _)| *noticed > at)
             .map(|(noticed, late)| (*late).min(noticed.saturating_duration_since(at)))
             .sum()
+    }
+
+    /// How much longer than usual others may be silent, since this process was late itself a moment ago.
+    /// Processes that share a machine, or machines that share a host, are starved together and get
+    /// their turns one after the other: who wakes up first must not condemn who wakes up last.
+    pub(super) fn allowance(&self, now: Instant) -> Duration {
+        let recent = self
+            .late
+            .iter()
+            .rev()
+            .take_while(|(noticed, _)| now.saturating_duration_since(*noticed) < DOUBT);
+        let longest = recent.map(|(_, late)| *late).max().unwrap_or_default();
+        if longest < DOUBT_MIN {
+            Duration::ZERO
+        } else {
+            longest * 2
+        }
     }
 }
 
@@ -99,6 +120,22 @@ mod tests {
             delays.look(start + ms(33) * step, LOOK);
         }
         assert_eq!(delays.since(start), Duration::ZERO);
+    }
+
+    #[test]
+    fn who_was_late_itself_gives_others_time() {
+        let start = Instant::now();
+        let mut delays = Delays::default();
+        delays.look(start, LOOK);
+        delays.look(start + ms(75), LOOK);
+        assert_eq!(delays.allowance(start + ms(75)), Duration::ZERO);
+        let awake = start + ms(800);
+        delays.look(awake, LOOK);
+        assert_eq!(delays.allowance(awake), ms(1_400));
+        delays.look(awake + ms(225), LOOK);
+        assert_eq!(delays.allowance(awake + ms(2_999)), ms(1_400));
+        assert_eq!(delays.allowance(awake + ms(3_100)), ms(400));
+        assert_eq!(delays.allowance(awake + ms(3_300)), Duration::ZERO);
     }
 
     #[test]

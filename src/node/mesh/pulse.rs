@@ -138,6 +138,13 @@ impl Signs {
         now.saturating_duration_since(last).saturating_sub(own)
     }
 
+    /// How much longer than usual others may be silent at present, because this process was late a moment
+    /// ago and they may be starved as it was.
+    #[must_use]
+    pub fn allowance(&self, now: Instant) -> Duration {
+        lock(&self.delays).allowance(now)
+    }
+
     /// Resolves when a process has been found gone or has come back.
     pub async fn changed(&self) {
         self.changed.notified().await;
