@@ -199,7 +199,13 @@ impl Node {
         self.url.trim_start_matches("http://")
     }
 
-    /// The arguments that let `flotilla admin` and `flotilla node` reach it.
+    /// Its configuration file, which `flotilla node` takes.
+    #[must_use]
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
+    /// The arguments that let `flotilla admin` reach it.
     #[must_use]
     pub fn admin_arguments(&self) -> [&str; 4] {
         ["--address", &self.admin_address, "--token", ADMIN_TOKEN]

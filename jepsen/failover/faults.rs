@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use serde::Serialize;
 use testkit::cluster::{Cluster, binary};
@@ -157,13 +157,16 @@ impl Fault {
 
 /// Begins a drain and does not wait for its end.
 fn drain(cluster: &mut Cluster, id: u64) -> Result<()> {
-    let node = cluster.node(id);
-    std::process::Command::new(binary()?)
-        .args(["node", "drain"])
-        .args(node.admin_arguments())
-        .stdout(std::process::Stdio::null())
-        .spawn()
+    let asked = std::process::Command::new(binary()?)
+        .args(["node", "drain", "--config"])
+        .arg(cluster.node(id).config())
+        .output()
         .context("flotilla node drain")?;
+    ensure!(
+        asked.status.success(),
+        "flotilla node drain: {}",
+        String::from_utf8_lossy(&asked.stderr)
+    );
     Ok(())
 }
 

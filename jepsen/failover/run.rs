@@ -64,7 +64,7 @@ pub(super) async fn run(options: Options, names: Names, out: Option<PathBuf>) ->
         say(&format!("the run failed: {failure:#}"));
     }
     let is_sound = |report: &report::Report| report.violations().is_empty();
-    if !outcome.as_ref().is_ok_and(is_sound) {
+    if out.is_some() || !outcome.as_ref().is_ok_and(is_sound) {
         stage.keep_logs(&options.json)?;
     }
     let stopped = stage.strike().await;

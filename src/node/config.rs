@@ -272,6 +272,8 @@ pub struct Config {
     pub demo_kill: bool,
     /// Most participants here; 0: no limit.
     pub participants_max: u32,
+    /// How long a draining node tells balancers so before the first participant moves.
+    pub drain_notice: Duration,
     /// Participants moved off this node per second while it drains.
     pub drain_per_second: u32,
     /// Longest wait for that when the process is asked to stop.
@@ -384,6 +386,7 @@ struct Admin {
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct Drain {
+    notice: Option<Period>,
     participants_per_second: Option<u32>,
     timeout: Option<Period>,
 }
@@ -548,6 +551,10 @@ impl Config {
             demo: file.demo.enabled,
             demo_kill: file.demo.allow_kill,
             participants_max: file.limit.participants_max,
+            drain_notice: file
+                .drain
+                .notice
+                .map_or(Duration::from_secs(2), |period| period.0),
             drain_per_second: range(
                 "drain.participants_per_second",
                 u64::from(file.drain.participants_per_second.unwrap_or(100)),

@@ -16,6 +16,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::serve::ListenerExt as _;
+use flotilla_model::cluster::NodeState;
 use flotilla_model::id::NodeId;
 use flotilla_raft::{Group, Role, Status};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -62,8 +63,18 @@ pub struct Shared {
     pub connections: ConnectionIds,
     /// Counters.
     pub metrics: Arc<Metrics>,
-    /// Whether new participants are welcome.
+    /// Whether the process takes new participants; see [`Shared::is_open`].
     pub open: Arc<AtomicBool>,
+}
+
+impl Shared {
+    /// Whether new participants are welcome: the process is not stopping, and the log says that this node
+    /// serves. A draining one takes nobody, and balancers are to know.
+    fn is_open(&self) -> bool {
+        let state = self.group.state();
+        let own = state.nodes.get(&self.node);
+        self.open.load(Ordering::Relaxed) && own.is_none_or(|own| own.state == NodeState::Serving)
+    }
 }
 
 /// All routes of the HTTP port.
@@ -86,7 +97,7 @@ pub fn router(shared: Arc<Shared>) -> Router {
 
 /// 200 while this node can take participants, 406 otherwise, as load balancers know it.
 async fn health(State(shared): State<Arc<Shared>>) -> Response {
-    let open = shared.open.load(Ordering::Relaxed);
+    let open = shared.is_open();
     let led = can_change(&shared.group.status());
     if open && led {
         (StatusCode::OK, "OK").into_response()

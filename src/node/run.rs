@@ -355,8 +355,8 @@ impl Node {
         tasks.spawn(without_end(fence.run()));
         tasks.spawn(without_end(health::watch(group.clone(), outcomes, ailing)));
         let (moves, moving) = mpsc::channel(drain::MOVES_WAITING_MAX);
-        let rate = config.drain_per_second;
-        tasks.spawn(without_end(drain::watch(id, group.clone(), rate, moves)));
+        let plan = drain::Plan::new(id, config.drain_per_second, config.drain_notice);
+        tasks.spawn(without_end(drain::watch(plan, group.clone(), moves)));
         tasks.spawn(without_end(drain::carry_out(
             group.clone(),
             hub.clone(),

@@ -470,6 +470,12 @@ pub const KEYS: &[Key] = &[
         "PEM certificates of the authority that callers must be certified by.",
     ),
     node(
+        "drain.notice",
+        "duration",
+        "2s",
+        "How long a draining node answers health checks with 406 before the first participant moves. Longer than balancers take to notice: a client that is asked to resume too early is led back here.",
+    ),
+    node(
         "drain.participants_per_second",
         "number",
         "100",

@@ -23,7 +23,7 @@ use crate::session::new_request;
 /// How often participants are picked.
 const STEP: Duration = Duration::from_millis(50);
 /// After this time a move that has not happened is asked for again.
-const AGAIN: Duration = Duration::from_secs(5);
+const AGAIN: Duration = Duration::from_secs(10);
 /// Moves per command.
 const MOVES_MAX: usize = 256;
 /// Moves that wait for whoever carries them out. When it is full, picking waits.
@@ -33,6 +33,11 @@ pub const MOVES_WAITING_MAX: usize = 256;
 pub struct Plan {
     node: NodeId,
     per_second: u32,
+    /// How long balancers have to take this node out before the first move: a client that is asked to
+    /// resume would be led back here.
+    notice: Duration,
+    /// Since when it drains.
+    since: Option<Instant>,
     /// Moves earned since the last pick, in parts of one.
     earned: f64,
     picked_at: Option<Instant>,
@@ -43,10 +48,12 @@ pub struct Plan {
 impl Plan {
     /// A plan for this node at a rate.
     #[must_use]
-    pub fn new(node: NodeId, per_second: u32) -> Self {
+    pub fn new(node: NodeId, per_second: u32, notice: Duration) -> Self {
         Self {
             node,
             per_second,
+            notice,
+            since: None,
             earned: 0.0,
             picked_at: None,
             asked: BTreeMap::new(),
@@ -60,9 +67,14 @@ impl Plan {
             .get(&self.node)
             .is_some_and(|node| node.state == NodeState::Draining);
         if !is_draining {
+            self.since = None;
             self.picked_at = None;
             self.earned = 0.0;
             self.asked.clear();
+            return Vec::new();
+        }
+        let since = *self.since.get_or_insert(now);
+        if now.saturating_duration_since(since) < self.notice {
             return Vec::new();
         }
         let rate = f64::from(self.per_second);
@@ -109,8 +121,7 @@ impl Plan {
 }
 
 /// Picks moves while this node is draining and gives them to `moves`, until the task is dropped.
-pub async fn watch(node: NodeId, group: Group, per_second: u32, moves: mpsc::Sender<Vec<Rehome>>) {
-    let mut plan = Plan::new(node, per_second);
+pub async fn watch(mut plan: Plan, group: Group, moves: mpsc::Sender<Vec<Rehome>>) {
     let mut step = tokio::time::interval(STEP);
     step.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -189,7 +200,7 @@ mod tests {
     #[test]
     fn everybody_moves_at_the_rate() {
         let mut world = crowd();
-        let mut plan = Plan::new(NodeId(1), 40);
+        let mut plan = Plan::new(NodeId(1), 40, Duration::ZERO);
         let start = Instant::now();
         let mut moved = 0;
         for step in 0..200 {
@@ -211,7 +222,7 @@ mod tests {
     #[test]
     fn a_move_that_does_not_happen_is_asked_for_again() {
         let world = crowd();
-        let mut plan = Plan::new(NodeId(1), 100_000);
+        let mut plan = Plan::new(NodeId(1), 100_000, Duration::ZERO);
         let start = Instant::now();
         assert_eq!(plan.pick(start, &world.state).len(), 100);
         assert_eq!(plan.pick(start + AGAIN / 2, &world.state), []);
@@ -219,9 +230,26 @@ mod tests {
     }
 
     #[test]
+    fn balancers_have_their_time_first() {
+        let mut world = crowd();
+        let notice = Duration::from_secs(2);
+        let mut plan = Plan::new(NodeId(1), 100_000, notice);
+        let start = Instant::now();
+        assert_eq!(plan.pick(start, &world.state), []);
+        assert_eq!(plan.pick(start + notice - STEP, &world.state), []);
+        assert_eq!(plan.pick(start + notice, &world.state).len(), 100);
+        // The next drain has its own.
+        set(&mut world, NodeState::Serving);
+        assert_eq!(plan.pick(start + notice * 2, &world.state), []);
+        set(&mut world, NodeState::Draining);
+        assert_eq!(plan.pick(start + notice * 3, &world.state), []);
+        assert_eq!(plan.pick(start + notice * 4, &world.state).len(), 100);
+    }
+
+    #[test]
     fn nobody_moves_unless_it_drains_and_another_serves() {
         let mut world = crowd();
-        let mut plan = Plan::new(NodeId(1), 1000);
+        let mut plan = Plan::new(NodeId(1), 1000, Duration::ZERO);
         let start = Instant::now();
         set(&mut world, NodeState::Serving);
         assert_eq!(plan.pick(start, &world.state), []);

@@ -4,7 +4,6 @@
 //! plain text reason, which is what LiveKit's clients act upon.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
@@ -109,7 +108,7 @@ fn check(
         // Native clients ask once: whatever the state of this node, it is better than none.
         return Ok(connect);
     }
-    if !shared.open.load(Ordering::Relaxed) {
+    if !shared.is_open() {
         return Err(HttpError::unavailable("this node takes nobody now"));
     }
     let limit = shared.config.participants_max as usize;
