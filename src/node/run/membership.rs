@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::data_dir::DataDir;
 use crate::mesh::enroll::{self, EnrollError};
 use crate::mesh::proto::EnrollRequest;
+use crate::mesh::software_version;
 
 /// How a node becomes, or goes on being, a member.
 pub(super) struct Membership<'a> {
@@ -164,7 +165,7 @@ pub(super) fn enroll_request(config: &Config, address: &str) -> EnrollRequest {
         cluster: config.cluster.name.clone(),
         node: config.node_id,
         config_hash: config.cluster.hash().to_vec().into(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        version: software_version(),
         address: address.to_owned(),
         ..EnrollRequest::default()
     }
