@@ -1,8 +1,9 @@
 //! The load balancer in front of the nodes, as deployments have one: a TCP splice with health checks.
 //!
 //! Every client has a port of its own, which leads to the node the client is wanted on, or to the next
-//! living one; while none lives, a connection waits for one. Health is `GET /` every 100 ms within 300 ms; when a node is marked down, connections
-//! through it are reset. Reads the first line of each connection, to tell a resume from a join.
+//! living one; while none lives, a connection waits for one. Health is `GET /` every 100 ms within
+//! 300 ms. A node that answers anything but 200 gets no new connections and keeps those it has;
+//! connections through one that does not answer are reset. Reads the first line of each connection, to tell a resume from a join.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -66,7 +67,10 @@ pub(crate) struct Fronts {
 
 struct Shared {
     nodes: Vec<SocketAddr>,
+    /// Who gets new connections.
     up: watch::Sender<Vec<bool>>,
+    /// Who answers at all.
+    lives: watch::Sender<Vec<bool>>,
     /// Without power nothing is carried and nobody is answered.
     power: watch::Sender<bool>,
     wanted: Mutex<Vec<u64>>,
@@ -82,9 +86,11 @@ impl Fronts {
         wanted: Vec<u64>,
     ) -> Result<Self> {
         let (up, _) = watch::channel(vec![true; nodes.len()]);
+        let (lives, _) = watch::channel(vec![true; nodes.len()]);
         let clients = wanted.len();
         let shared = Arc::new(Shared {
             nodes,
+            lives,
             up,
             power: watch::Sender::new(true),
             wanted: Mutex::new(wanted),
@@ -157,9 +163,15 @@ async fn check(shared: Arc<Shared>, index: usize) {
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        let healthy = tokio::time::timeout(CHECK_MAX, is_healthy(shared.nodes[index]))
-            .await
-            .is_ok_and(|answer| answer.unwrap_or(false));
+        let answer = tokio::time::timeout(CHECK_MAX, is_healthy(shared.nodes[index])).await;
+        let (lives, healthy) = match answer {
+            Ok(Ok(healthy)) => (true, healthy),
+            Ok(Err(_)) | Err(_) => (false, false),
+        };
+        shared.lives.send_if_modified(|all| {
+            let before = std::mem::replace(&mut all[index], lives);
+            before != lives
+        });
         let changed = shared.up.send_if_modified(|up| {
             let changed = up[index] != healthy;
             up[index] = healthy;
@@ -219,7 +231,7 @@ async fn splice(shared: Arc<Shared>, mut client_side: TcpStream, client: usize) 
         ask: classify(&head),
     };
     shared.knocks.lock().expect("no holder panics").push(knock);
-    let (mut up, mut power) = (shared.up.subscribe(), shared.power.subscribe());
+    let (mut lives, mut power) = (shared.lives.subscribe(), shared.power.subscribe());
     let carried = async {
         node_side.write_all(&head).await?;
         tokio::io::copy_bidirectional(&mut client_side, &mut node_side).await
@@ -228,7 +240,7 @@ async fn splice(shared: Arc<Shared>, mut client_side: TcpStream, client: usize) 
         biased;
         _ = power.wait_for(|on| !*on) => false,
         ended = carried => ended.is_ok(),
-        _ = up.wait_for(|up| !up[index_of(node)]) => false,
+        _ = lives.wait_for(|lives| !lives[index_of(node)]) => false,
     };
     if !ended {
         // The end is not heard of before there is power to tell it.
