@@ -7,7 +7,7 @@ VENV := tests/interop/.venv
 PAGE := src/node/page/dist/index.html
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test unit interop verify fix bench powercut failover failover-smoke page setup build
+.PHONY: help demo test unit interop verify fix bench powercut failover failover-smoke rolling-upgrade power-loss page setup build
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 17
@@ -37,6 +37,13 @@ failover: setup build ## what clients see when nodes die, freeze, are cut off or
 failover-smoke: setup build ## two kills of a follower and two of the leader under people on three SDKs, root needed
 	$(TARGET)/debug/chaos failover --rounds 2 --faults kill-follower,kill-leader --quiet 5 \
 		--python 2 --node 2 --chromium 1 --hears 2 --json artifacts/failover-smoke.json $(FAILOVER_ARGS)
+
+rolling-upgrade: setup build ## a cluster goes from the version before (OLD=commit) to this one and back under ten people, root needed
+	tests/previous.sh $(TARGET)/previous $(OLD)
+	$(TARGET)/debug/chaos rolling-upgrade --old $(TARGET)/previous/flotilla --back $(UPGRADE_ARGS)
+
+power-loss: setup build ## all nodes lose their power at once (ROUNDS=3) under people and writers, root needed
+	$(TARGET)/debug/chaos power-loss --rounds $(or $(ROUNDS),3) $(POWER_ARGS)
 
 verify: page ## reads only: format, lints, layers, documentation
 	cargo fmt --all --check

@@ -15,6 +15,14 @@ pub(crate) fn lost(history: &[Operation], f: &str, present: &BTreeSet<String>) -
         .collect()
 }
 
+/// How many operations `f` were acknowledged.
+pub(crate) fn acknowledged(history: &[Operation], f: &str) -> usize {
+    history
+        .iter()
+        .filter(|operation| operation.f == f && operation.kind == Kind::Ok)
+        .count()
+}
+
 /// Values in the final state that no operation `f` ever asked for.
 pub(crate) fn phantoms(history: &[Operation], f: &str, present: &BTreeSet<String>) -> Vec<String> {
     let asked: BTreeSet<&str> = history

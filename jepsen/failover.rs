@@ -4,23 +4,23 @@
 //! they saw ([`agents`]), [`judge`] turns that into figures, [`report`] prints them; [`mod@run`] does the
 //! rounds and [`faults`] the damage. Runs in the namespaces of a [`Lab`].
 
-mod agents;
+pub(crate) mod agents;
 mod detection;
 mod faults;
-mod judge;
-mod report;
-mod run;
+pub(crate) mod judge;
+pub(crate) mod report;
+pub(crate) mod run;
+pub(crate) mod stage;
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
-use tokio::process::Command;
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::Verdict;
-use crate::lab::{Lab, Names};
+use crate::lab::{self, Names};
 use faults::Fault;
+use stage::Cast;
 
 /// Options of the plan.
 #[derive(Args, Clone, Debug)]
@@ -43,6 +43,9 @@ pub(crate) struct Options {
     /// To how many others each client subscribes, 0: to all; decoding is what fills a small machine.
     #[arg(long, default_value_t = 3)]
     hears: usize,
+    /// Milliseconds between two messages of a client to all others.
+    #[arg(long, default_value_t = 50)]
+    pause: u64,
     /// Seconds without a fault at the start, that show what the machine does by itself.
     #[arg(long, default_value_t = 10.0)]
     quiet: f64,
@@ -61,8 +64,14 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    fn clients(&self) -> usize {
-        self.python + self.node + self.chromium
+    fn cast(&self) -> Cast {
+        Cast {
+            python: self.python,
+            node: self.node,
+            chromium: self.chromium,
+            hears: self.hears,
+            pause_ms: self.pause,
+        }
     }
 }
 
@@ -70,26 +79,6 @@ impl Options {
 pub(crate) async fn run(options: Options, out: Option<PathBuf>) -> Result<Verdict> {
     match options.lab {
         Some(lab) => run::run(options, Names(lab), out).await,
-        None => outer(&options).await,
+        None => lab::play_in(options.cast().clients()).await,
     }
-}
-
-async fn outer(options: &Options) -> Result<Verdict> {
-    let lab = Lab::new(options.clients())?;
-    // Above whatever else runs on the machine, which is not what is measured.
-    let mut child = Command::new("nice")
-        .args(["-n", "-5", "ip", "netns", "exec", &lab.names.switch()])
-        .arg(std::env::current_exe().context("where is this program?")?)
-        .args(std::env::args_os().skip(1))
-        .args(["--lab", &lab.names.0.to_string()])
-        .kill_on_drop(true)
-        .spawn()
-        .context("ip (package iproute2)")?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let status = tokio::select! {
-        status = child.wait() => status?,
-        _ = terminate.recv() => return Ok(Verdict::Vacuous("ended from outside".to_owned())),
-        _ = tokio::signal::ctrl_c() => return Ok(Verdict::Vacuous("ended from outside".to_owned())),
-    };
-    Ok(Verdict::Told(status.code()))
 }

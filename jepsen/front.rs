@@ -1,8 +1,9 @@
 //! The load balancer in front of the nodes, as deployments have one: a TCP splice with health checks.
 //!
 //! Every client has a port of its own, which leads to the node the client is wanted on, or to the next
-//! living one. Health is `GET /` every 100 ms within 300 ms; when a node is marked down, connections
-//! through it are reset. Reads the first line of each connection, to tell a resume from a join.
+//! living one; while none lives, a connection waits for one. Health is `GET /` every 100 ms within
+//! 300 ms. A node that answers anything but 200 gets no new connections and keeps those it has;
+//! connections through one that does not answer are reset. Reads the first line of each connection, to tell a resume from a join.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -23,6 +24,8 @@ use crate::clock::{Ms, now_ms};
 const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 const CHECK_MAX: Duration = Duration::from_millis(300);
 const CONNECT_MAX: Duration = Duration::from_millis(300);
+/// How long a connection waits while no node lives; Python's and Node's SDKs wait five seconds.
+const QUEUE_MAX: Duration = Duration::from_secs(4);
 /// A request line longer than this is passed on unread.
 const HEAD_MAX: usize = 32 * 1024;
 
@@ -64,7 +67,12 @@ pub(crate) struct Fronts {
 
 struct Shared {
     nodes: Vec<SocketAddr>,
+    /// Who gets new connections.
     up: watch::Sender<Vec<bool>>,
+    /// Who answers at all.
+    lives: watch::Sender<Vec<bool>>,
+    /// Without power nothing is carried and nobody is answered.
+    power: watch::Sender<bool>,
     wanted: Mutex<Vec<u64>>,
     knocks: Mutex<Vec<Knock>>,
     marks: Mutex<Vec<Mark>>,
@@ -78,10 +86,13 @@ impl Fronts {
         wanted: Vec<u64>,
     ) -> Result<Self> {
         let (up, _) = watch::channel(vec![true; nodes.len()]);
+        let (lives, _) = watch::channel(vec![true; nodes.len()]);
         let clients = wanted.len();
         let shared = Arc::new(Shared {
             nodes,
+            lives,
             up,
+            power: watch::Sender::new(true),
             wanted: Mutex::new(wanted),
             knocks: Mutex::default(),
             marks: Mutex::default(),
@@ -111,6 +122,11 @@ impl Fronts {
     /// Says which node a client's next connection should go to.
     pub(crate) fn want(&self, client: usize, node: u64) {
         self.shared.wanted.lock().expect("no holder panics")[client] = node;
+    }
+
+    /// Takes the front's own power away, or gives it back: then it knows none of its connections.
+    pub(crate) fn set_power(&self, on: bool) {
+        self.shared.power.send_replace(on);
     }
 
     /// Whether a node passes its health check.
@@ -147,9 +163,15 @@ async fn check(shared: Arc<Shared>, index: usize) {
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        let healthy = tokio::time::timeout(CHECK_MAX, is_healthy(shared.nodes[index]))
-            .await
-            .is_ok_and(|answer| answer.unwrap_or(false));
+        let answer = tokio::time::timeout(CHECK_MAX, is_healthy(shared.nodes[index])).await;
+        let (lives, healthy) = match answer {
+            Ok(Ok(healthy)) => (true, healthy),
+            Ok(Err(_)) | Err(_) => (false, false),
+        };
+        shared.lives.send_if_modified(|all| {
+            let before = std::mem::replace(&mut all[index], lives);
+            before != lives
+        });
         let changed = shared.up.send_if_modified(|up| {
             let changed = up[index] != healthy;
             up[index] = healthy;
@@ -176,7 +198,11 @@ async fn is_healthy(address: SocketAddr) -> Result<bool> {
 
 async fn accept(shared: Arc<Shared>, listener: TcpListener, client: usize) {
     let mut connections = JoinSet::new();
+    let mut power = shared.power.subscribe();
     loop {
+        if power.wait_for(|on| *on).await.is_err() {
+            return;
+        }
         tokio::select! {
             accepted = listener.accept() => if let Ok((stream, _)) = accepted {
                 connections.spawn(splice(shared.clone(), stream, client));
@@ -192,7 +218,8 @@ async fn splice(shared: Arc<Shared>, mut client_side: TcpStream, client: usize) 
     let Ok(head) = read_head(&mut client_side).await else {
         return;
     };
-    let Some((node, mut node_side)) = connect(&shared, client).await else {
+    let found = tokio::time::timeout(QUEUE_MAX, connect(&shared, client)).await;
+    let Ok((node, mut node_side)) = found else {
         reset(&client_side);
         return;
     };
@@ -204,16 +231,20 @@ async fn splice(shared: Arc<Shared>, mut client_side: TcpStream, client: usize) 
         ask: classify(&head),
     };
     shared.knocks.lock().expect("no holder panics").push(knock);
-    let mut up = shared.up.subscribe();
+    let (mut lives, mut power) = (shared.lives.subscribe(), shared.power.subscribe());
     let carried = async {
         node_side.write_all(&head).await?;
         tokio::io::copy_bidirectional(&mut client_side, &mut node_side).await
     };
     let ended = tokio::select! {
+        biased;
+        _ = power.wait_for(|on| !*on) => false,
         ended = carried => ended.is_ok(),
-        _ = up.wait_for(|up| !up[index_of(node)]) => false,
+        _ = lives.wait_for(|lives| !lives[index_of(node)]) => false,
     };
     if !ended {
+        // The end is not heard of before there is power to tell it.
+        let _ = power.wait_for(|on| *on).await;
         reset(&client_side);
         reset(&node_side);
     }
@@ -234,8 +265,20 @@ async fn read_head(stream: &mut TcpStream) -> Result<Vec<u8>> {
     Ok(head)
 }
 
-/// The wanted node if it lives, else the next one after it.
-async fn connect(shared: &Shared, client: usize) -> Option<(u64, TcpStream)> {
+/// The wanted node if it lives, else the next one after it. Without one it never ends.
+async fn connect(shared: &Shared, client: usize) -> (u64, TcpStream) {
+    let mut up = shared.up.subscribe();
+    loop {
+        if let Some(connected) = attempt(shared, client).await {
+            return connected;
+        }
+        if up.changed().await.is_err() {
+            std::future::pending().await
+        }
+    }
+}
+
+async fn attempt(shared: &Shared, client: usize) -> Option<(u64, TcpStream)> {
     let wanted = shared.wanted.lock().expect("no holder panics")[client];
     let count = shared.nodes.len();
     for step in 0..count {

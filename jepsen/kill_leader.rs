@@ -10,14 +10,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use bytes::Bytes;
-use serde_json::json;
-use testkit::client::{Client, Options};
 use testkit::cluster::{Cluster, wait};
-use testkit::{room_service, token};
 
 use crate::history::{History, Kind};
 use crate::probe::{Probe, Stillness};
+use crate::workload::{Survey, Worker};
 use crate::{Verdict, checker, say};
 
 /// The bound on the first join that begins after the kill.
@@ -97,17 +94,16 @@ async fn one(cluster: &mut Cluster, round: u32, history: &History) -> Result<Rou
     let mut writers = Vec::new();
     for id in (1..=3).filter(|id| *id != leader) {
         let url = cluster.node(id).url.clone();
-        let (room, history, stop) = (room.clone(), history.clone(), stop.clone());
-        joiners.push(tokio::spawn(join_and_publish(
-            id,
-            url.clone(),
-            room.clone(),
-            history.clone(),
-            stop.clone(),
-        )));
-        writers.push(tokio::task::spawn_blocking(move || {
-            write(id, &url, &room, &history, &stop)
-        }));
+        let worker = Worker {
+            node: id,
+            url,
+            bind: "127.0.0.1:0".to_owned(),
+            room: room.clone(),
+            history: history.clone(),
+            stop: stop.clone(),
+        };
+        joiners.push(tokio::spawn(worker.clone().join_and_publish()));
+        writers.push(tokio::task::spawn_blocking(move || worker.write()));
     }
     tokio::time::sleep(Duration::from_secs(2)).await;
     history.record(
@@ -132,24 +128,12 @@ async fn one(cluster: &mut Cluster, round: u32, history: &History) -> Result<Rou
         writer.await?;
     }
 
-    let (joined, published, written) = survey(cluster, leader, &room)?;
+    let survivor = (1..=3).find(|id| *id != leader).context("two survive")?;
+    let found = Survey::ask(&cluster.node(survivor).url, &room)?;
     let operations = history.operations();
-    let acknowledged = |f| {
-        operations
-            .iter()
-            .filter(|operation| operation.f == f && operation.kind == Kind::Ok)
-            .count()
-    };
-    let (joins, publishes, writes) = (
-        acknowledged("join"),
-        acknowledged("publish"),
-        acknowledged("write"),
-    );
-    let mut violations = checker::lost(&operations, "join", &joined);
-    violations.extend(checker::lost(&operations, "publish", &published));
-    violations.extend(checker::lost(&operations, "write", &written));
-    violations.extend(checker::phantoms(&operations, "join", &joined));
-    violations.extend(checker::phantoms(&operations, "write", &written));
+    let [joins, publishes, writes] =
+        ["join", "publish", "write"].map(|f| checker::acknowledged(&operations, f));
+    let mut violations = found.check(&operations);
     violations.extend(judge_media(&media));
     let recovery = checker::recovery_ns(&operations, "join", fault).map(Duration::from_nanos);
     for client in clients {
@@ -214,127 +198,6 @@ fn judge_media(media: &Stillness) -> Vec<String> {
         violations.push("no media between the others after the kill".to_owned());
     }
     violations
-}
-
-/// Joins and publishes one identity after the other through one node; returns who is still in.
-async fn join_and_publish(
-    id: u64,
-    url: String,
-    room: String,
-    history: History,
-    stop: Arc<AtomicBool>,
-) -> Vec<Client> {
-    let process = format!("join-{id}");
-    let mut clients = Vec::new();
-    let mut count = 0;
-    while !stop.load(Ordering::Relaxed) {
-        let identity = format!("{room}-{id}-{count}");
-        count += 1;
-        history.record(&process, Kind::Invoke, "join", &identity, id, None);
-        let mut options = Options::new(&url, token::join(&room, &identity, &json!({})));
-        options.auto_subscribe = false;
-        options.timeout = Duration::from_secs(5);
-        match Client::connect(options).await {
-            Ok(client) => {
-                history.record(&process, Kind::Ok, "join", &identity, id, None);
-                history.record(&process, Kind::Invoke, "publish", &identity, id, None);
-                match client.publish("tone", "audio/opus").await {
-                    Ok((_, sender)) => {
-                        history.record(&process, Kind::Ok, "publish", &identity, id, None);
-                        let _ = sender.write(0, false, Bytes::from_static(&[0xf8])).await;
-                    }
-                    Err(failure) => {
-                        let failure = Some(format!("{failure:#}"));
-                        history.record(&process, Kind::Info, "publish", &identity, id, failure);
-                    }
-                }
-                clients.push(client);
-            }
-            Err(failure) => {
-                let failure = Some(format!("{failure:#}"));
-                history.record(&process, Kind::Info, "join", &identity, id, failure);
-            }
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    clients
-}
-
-/// Creates rooms with metadata, one after the other, through one node.
-fn write(id: u64, url: &str, room: &str, history: &History, stop: &AtomicBool) {
-    let process = format!("write-{id}");
-    let mut count = 0;
-    while !stop.load(Ordering::Relaxed) {
-        let name = format!("{room}-room-{id}-{count}");
-        count += 1;
-        history.record(&process, Kind::Invoke, "write", &name, id, None);
-        let body = json!({ "name": name, "metadata": name, "emptyTimeout": 600 });
-        match room_service::call(url, "CreateRoom", &name, &body) {
-            Ok(_) => history.record(&process, Kind::Ok, "write", &name, id, None),
-            Err(failure) => {
-                history.record(
-                    &process,
-                    outcome_of(&failure),
-                    "write",
-                    &name,
-                    id,
-                    Some(format!("{failure:#}")),
-                );
-            }
-        }
-    }
-}
-
-/// A refusal in so many words was not applied; of anything else the outcome is unknown.
-fn outcome_of(failure: &anyhow::Error) -> Kind {
-    let text = format!("{failure:#}");
-    let refusals = [
-        "permission_denied",
-        "invalid_argument",
-        "unauthenticated",
-        "resource_exhausted",
-    ];
-    if refusals.iter().any(|code| text.contains(code)) {
-        Kind::Fail
-    } else {
-        Kind::Info
-    }
-}
-
-/// Who joined, who publishes and which rooms were written, as a survivor says.
-fn survey(
-    cluster: &mut Cluster,
-    dead: u64,
-    room: &str,
-) -> Result<(BTreeSet<String>, BTreeSet<String>, BTreeSet<String>)> {
-    let survivor = (1..=3).find(|id| *id != dead).context("two survive")?;
-    let url = cluster.node(survivor).url.clone();
-    let listed = room_service::call(&url, "ListParticipants", room, &json!({ "room": room }))?;
-    let participants = listed["participants"]
-        .as_array()
-        .cloned()
-        .unwrap_or_default();
-    let identity = |value: &serde_json::Value| value["identity"].as_str().map(str::to_owned);
-    let joined = participants.iter().filter_map(identity).collect();
-    let publishing = participants
-        .iter()
-        .filter(|value| {
-            value["tracks"]
-                .as_array()
-                .is_some_and(|tracks| !tracks.is_empty())
-        })
-        .filter_map(identity)
-        .collect();
-    let rooms = room_service::call(&url, "ListRooms", "", &json!({}))?;
-    let written = rooms["rooms"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|value| value["metadata"].as_str())
-        .filter(|name| name.starts_with(&format!("{room}-room-")))
-        .map(str::to_owned)
-        .collect();
-    Ok((joined, publishing, written))
 }
 
 /// All nodes reach one applied index with one state hash.

@@ -9,6 +9,9 @@ use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::Verdict;
 
 /// Nodes of the cluster.
 pub(crate) const NODES: u64 = 3;
@@ -136,6 +139,27 @@ impl Lab {
     }
 }
 
+/// Makes a lab and runs this program again, with the same arguments and `--lab`, in the bridge's namespace.
+pub(crate) async fn play_in(clients: usize) -> Result<Verdict> {
+    let lab = Lab::new(clients)?;
+    // Above whatever else runs on the machine, which is not what is measured.
+    let mut child = tokio::process::Command::new("nice")
+        .args(["-n", "-5", "ip", "netns", "exec", &lab.names.switch()])
+        .arg(std::env::current_exe().context("where is this program?")?)
+        .args(std::env::args_os().skip(1))
+        .args(["--lab", &lab.names.0.to_string()])
+        .kill_on_drop(true)
+        .spawn()
+        .context("ip (package iproute2)")?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let status = tokio::select! {
+        status = child.wait() => status?,
+        _ = terminate.recv() => return Ok(Verdict::Vacuous("ended from outside".to_owned())),
+        _ = tokio::signal::ctrl_c() => return Ok(Verdict::Vacuous("ended from outside".to_owned())),
+    };
+    Ok(Verdict::Told(status.code()))
+}
+
 impl Drop for Lab {
     fn drop(&mut self) {
         for name in self.namespaces.iter().rev() {
@@ -185,6 +209,16 @@ impl Network {
         load(
             &self.switch,
             &format!("add element bridge chaos down {{ n{id} }}"),
+        )
+    }
+
+    /// Cuts every node off at one moment.
+    pub(crate) fn cut_all(&self) -> Result<()> {
+        let ports: Vec<String> = (1..=NODES).map(|id| format!("n{id}")).collect();
+        let ports = ports.join(", ");
+        load(
+            &self.switch,
+            &format!("add element bridge chaos down {{ {ports} }}"),
         )
     }
 

@@ -11,8 +11,11 @@ mod front;
 mod history;
 mod kill_leader;
 mod lab;
+mod power;
 mod probe;
+mod rolling;
 mod wire;
+mod workload;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -40,6 +43,10 @@ enum Plan {
     },
     /// People on three SDKs, while nodes die, freeze, are cut off or drained; needs root.
     Failover(failover::Options),
+    /// People on three SDKs, while one node after the other gets another version; needs root.
+    RollingUpgrade(rolling::Options),
+    /// The power of all nodes goes at one moment, under people on three SDKs; needs root.
+    PowerLoss(power::Options),
 }
 
 /// Verdict of a run.
@@ -56,12 +63,25 @@ enum Verdict {
     Told(Option<i32>),
 }
 
+impl Verdict {
+    /// Of a run that found these violations.
+    fn of(violations: Vec<String>, report_only: bool) -> Self {
+        match (violations.is_empty(), report_only) {
+            (true, _) => Self::Holds,
+            (false, true) => Self::Reported(violations),
+            (false, false) => Self::Violated(violations),
+        }
+    }
+}
+
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
     let verdict = match arguments.plan {
         Plan::KillLeader { rounds } => kill_leader::run(rounds, arguments.out.as_deref()).await?,
         Plan::Failover(options) => failover::run(options, arguments.out).await?,
+        Plan::RollingUpgrade(options) => rolling::run(options, arguments.out).await?,
+        Plan::PowerLoss(options) => power::run(options, arguments.out).await?,
     };
     Ok(report(&verdict))
 }

@@ -42,6 +42,17 @@ pub enum ProposeError {
         /// Most bytes.
         max: usize,
     },
+    /// Not applied: there are nodes that could not read it yet.
+    #[error(
+        "this change has log version {version} and not every node reads it yet, only up to {active}: \
+         upgrade the nodes that `flotilla admin nodes` shows with a lower version, or remove them"
+    )]
+    NotYet {
+        /// The change's version.
+        version: u8,
+        /// What every node reads.
+        active: u8,
+    },
     /// Not applied: the leader will not take commands from this node.
     #[error("the leader refuses changes from this node: {0}")]
     Refused(String),

@@ -224,6 +224,14 @@ impl Group {
         command: Command,
         deadline: Duration,
     ) -> Result<Reply, ProposeError> {
+        // What is old here says less than what holds: the version never falls.
+        let (version, state) = (command.since_version(), self.state());
+        if !state.all_read(version) {
+            return Err(ProposeError::NotYet {
+                version,
+                active: state.log_version(),
+            });
+        }
         let entry = Entry {
             // The leader's stamp on the batch counts.
             at: UnixMillis(0),

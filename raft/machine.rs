@@ -5,12 +5,14 @@
 //! callers through [`crate::pending`]. The state lives in memory: snapshots of it are kept by
 //! `flotilla-storage`, and a restart loads the last one and applies the log after it.
 
+use std::fmt::Display;
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use flotilla_model::State;
+use flotilla_model::command::Entry;
 use flotilla_model::encoding::{decode_entry, decode_snapshot, encode_snapshot};
 use flotilla_model::id::{RequestId, UnixMillis};
 use flotilla_model::request::Requests;
@@ -87,12 +89,7 @@ impl Machine {
         self.at = self.at.max(batch.at);
         let mut events = Vec::with_capacity(batch.commands.len());
         for command in &batch.commands {
-            let mut entry = decode_entry(command).map_err(|error| {
-                io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    format!("log entry {id} cannot be read by this version: {error}"),
-                )
-            })?;
+            let mut entry = read(id, command)?;
             entry.at = self.at;
             let applied = self.state.apply(&entry);
             events.push((self.state.revision, applied.events));
@@ -226,6 +223,17 @@ impl Machine {
     }
 }
 
+/// A command of an entry. One that this program does not know is no command to pass over: the other
+/// nodes apply it. openraft stops the group on the error.
+fn read(id: impl Display, command: &[u8]) -> io::Result<Entry> {
+    decode_entry(command).map_err(|error| {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("log entry {id} cannot be read by this program: {error}"),
+        )
+    })
+}
+
 /// Builds a snapshot of the state as it was, while the machine goes on.
 pub(crate) struct Builder {
     state: State,
@@ -317,4 +325,43 @@ fn decode(bytes: &[u8]) -> io::Result<(UnixMillis, State)> {
     at.copy_from_slice(&head[1..]);
     let state = decode_snapshot(body).map_err(|error| invalid(format!("snapshot: {error}")))?;
     Ok((UnixMillis(u64::from_be_bytes(at)), state))
+}
+
+#[cfg(test)]
+mod tests {
+    use flotilla_model::command::Command;
+    use flotilla_model::encoding::{VERSION, encode_entry};
+
+    use super::*;
+
+    #[test]
+    fn a_command_of_a_newer_version_is_refused_by_name() {
+        let entry = Entry {
+            at: UnixMillis(1),
+            request: RequestId(1),
+            command: Command::Noop,
+        };
+        let mut bytes = encode_entry(&entry);
+        assert_eq!(read("T1-N1.7", &bytes).expect("is known"), entry);
+        bytes[0] = VERSION + 1;
+        let error = read("T1-N1.7", &bytes).expect_err("is not known");
+        let text = error.to_string();
+        assert!(
+            text.contains("T1-N1.7 cannot be read by this program"),
+            "{text}"
+        );
+        assert!(
+            text.contains(&format!("version {} is not known", VERSION + 1)),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_snapshot_of_a_newer_version_is_refused_by_name() {
+        let mut bytes = encode(UnixMillis(7), &State::default()).to_vec();
+        assert_eq!(decode(&bytes).expect("is known").0, UnixMillis(7));
+        bytes[9] = VERSION + 1;
+        let error = decode(&bytes).expect_err("is not known");
+        assert!(error.to_string().contains("is not known"), "{error}");
+    }
 }

@@ -40,6 +40,10 @@ pub struct Place {
     pub address: IpAddr,
     /// Network namespace its process runs in; none for this process's own.
     pub namespace: Option<String>,
+    /// Program it runs; none: [`binary`].
+    pub binary: Option<PathBuf>,
+    /// Folder for its data, on whatever disk that is; none: beside its configuration.
+    pub data: Option<PathBuf>,
 }
 
 impl Place {
@@ -49,7 +53,13 @@ impl Place {
         Self {
             address: IpAddr::V4(Ipv4Addr::LOCALHOST),
             namespace: None,
+            binary: None,
+            data: None,
         }
+    }
+
+    fn program(&self) -> Result<PathBuf> {
+        self.binary.clone().map_or_else(binary, Ok)
     }
 }
 
@@ -100,7 +110,7 @@ impl Node {
             "cluster": {
                 "name": "test",
                 "node_id": id,
-                "data_dir": home.join("data"),
+                "data_dir": place.data.clone().unwrap_or_else(|| home.join("data")),
                 "bind": cluster_address,
                 "advertise": cluster_address,
                 "secret": CLUSTER_SECRET,
@@ -129,12 +139,13 @@ impl Node {
     /// If it cannot be started.
     pub fn start(&mut self) -> Result<()> {
         let log = File::options().create(true).append(true).open(&self.log)?;
+        let program = self.place.program()?;
         let mut command = match &self.place.namespace {
-            None => Command::new(binary()?),
+            None => Command::new(program),
             Some(namespace) => {
                 // `ip` becomes the program it starts: the child's id is the node's.
                 let mut command = Command::new("ip");
-                command.args(["netns", "exec", namespace]).arg(binary()?);
+                command.args(["netns", "exec", namespace]).arg(program);
                 command
             }
         };
@@ -148,6 +159,11 @@ impl Node {
             .spawn()?;
         self.process = Some(child);
         Ok(())
+    }
+
+    /// The program that its next start runs.
+    pub fn set_binary(&mut self, program: &Path) {
+        self.place.binary = Some(program.to_owned());
     }
 
     /// Process id while it runs.
@@ -295,12 +311,17 @@ impl Cluster {
             _folder: folder,
         };
         let config = cluster.nodes[0].config.display().to_string();
-        flotilla(&["cluster", "init", "--config", &config])?;
+        let program = cluster.nodes[0].place.program()?;
+        run(&program, &["cluster", "init", "--config", &config])?;
         cluster.nodes[0].start()?;
         cluster.wait_for(0)?;
         for index in 1..cluster.nodes.len() {
             let config = cluster.nodes[index].config.display().to_string();
-            flotilla(&["cluster", "join", "--config", &config, "--peer", &seed])?;
+            let program = cluster.nodes[index].place.program()?;
+            run(
+                &program,
+                &["cluster", "join", "--config", &config, "--peer", &seed],
+            )?;
             cluster.nodes[index].start()?;
         }
         for index in 1..cluster.nodes.len() {
@@ -413,7 +434,11 @@ impl Drop for Cluster {
 /// # Errors
 /// Everything it printed, if it failed.
 pub fn flotilla(arguments: &[&str]) -> Result<String> {
-    let done = Command::new(binary()?)
+    run(&binary()?, arguments)
+}
+
+fn run(program: &Path, arguments: &[&str]) -> Result<String> {
+    let done = Command::new(program)
         .args(arguments)
         .stdin(Stdio::null())
         .output()?;

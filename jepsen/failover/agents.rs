@@ -195,10 +195,13 @@ impl Agent {
         url: &str,
         token: &str,
         hears: Option<&[String]>,
+        pause_ms: u64,
     ) -> Result<()> {
         let asked = now_ms();
-        self.order(&json!({ "do": "join", "url": url, "token": token, "hears": hears }))
-            .await?;
+        self.order(
+            &json!({ "do": "join", "url": url, "token": token, "hears": hears, "pause": pause_ms }),
+        )
+        .await?;
         let event = self
             .wait_for(asked, Duration::from_secs(40), &["joined", "join_failed"])
             .await?;

@@ -29,6 +29,8 @@ pub(crate) enum Touched {
     Node(u64),
     /// What passes between two nodes.
     Link(u64, u64),
+    /// Every node with its clients.
+    All,
 }
 
 /// How a stream stands to the fault.
@@ -53,6 +55,7 @@ impl Path {
             Touched::Node(hit) if from == hit && to == hit => Self::WithinHit,
             Touched::Node(hit) if from == hit => Self::HitToOthers,
             Touched::Node(hit) if to == hit => Self::OthersToHit,
+            Touched::All => Self::WithinHit,
             Touched::Link(a, b) if (from, to) == (a, b) || (from, to) == (b, a) => Self::AcrossLink,
             _ => Self::Untouched,
         }

@@ -6,7 +6,6 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::agents::{Kind, Media};
-use super::faults::Fault;
 use super::judge::{Counts, Gap, Judgement, Path as Way, Spread};
 use crate::clock::Ms;
 use crate::say;
@@ -69,7 +68,8 @@ struct Row {
 /// All rounds of one fault.
 #[derive(Serialize)]
 struct Section {
-    fault: Fault,
+    /// What was done.
+    fault: &'static str,
     rounds: usize,
     detection_ms: Option<Spread>,
     front_marks_down_ms: Option<Spread>,
@@ -97,7 +97,7 @@ impl Report {
         }
     }
 
-    pub(crate) fn add(&mut self, fault: Fault, rounds: Vec<Round>, wire: Option<Findings>) {
+    pub(crate) fn add(&mut self, fault: &'static str, rounds: Vec<Round>, wire: Option<Findings>) {
         let gaps = || rounds.iter().flat_map(|round| &round.judgement.gaps);
         let mut counts = Counts::default();
         for round in &rounds {
@@ -144,7 +144,7 @@ impl Report {
     pub(crate) fn violations(&self) -> Vec<String> {
         let mut found = Vec::new();
         for section in &self.faults {
-            let name = section.fault.name();
+            let name = section.fault;
             found.extend(
                 section
                     .counts
@@ -219,7 +219,7 @@ impl Gap {
 }
 
 /// A line per round, while the run goes on.
-pub(crate) fn print_round(fault: Fault, round: &Round) {
+pub(crate) fn print_round(fault: &str, round: &Round) {
     let worst = |way: Way| {
         let gaps = round.judgement.gaps.iter();
         let longest = gaps
@@ -231,7 +231,7 @@ pub(crate) fn print_round(fault: Fault, round: &Round) {
     let violated = round.judgement.counts.violated();
     say(&format!(
         "{} {}: node {} (leader {}), noticed {}, longest silence hit->others {} others->hit {} elsewhere {} ms; {}",
-        fault.name(),
+        fault,
         round.number + 1,
         round
             .hit
@@ -272,7 +272,7 @@ pub(crate) fn print(report: &Report) {
     say("");
     print_quiet(&report.quiet);
     for section in &report.faults {
-        say(&format!("\n{} x {}", section.fault.name(), section.rounds));
+        say(&format!("\n{} x {}", section.fault, section.rounds));
         line("  noticed by a survivor after", section.detection_ms, 0);
         line(
             "  marked down by the front after",

@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::cluster::Node;
 use crate::command::{Command, Entry, Outcome, Rejection, Reply};
 use crate::deadline::{Deadlines, Due};
+use crate::encoding::VERSION_MIN;
 use crate::event::Event;
 use crate::id::{Identity, NodeId, ParticipantSid, Revision, RoomName, UnixMillis, Version};
 use crate::map::Map;
@@ -110,6 +111,20 @@ impl State {
     #[must_use]
     pub fn next_deadline(&self) -> Option<UnixMillis> {
         self.deadlines.next()
+    }
+
+    /// The encoding version that every node reads, and so the newest that may be proposed: the lowest
+    /// one registered. It never falls: whoever reads less is not taken in. Costs a look at every node.
+    #[must_use]
+    pub fn log_version(&self) -> u8 {
+        let read = self.nodes.values().map(|node| node.formats().log);
+        read.min().unwrap_or(VERSION_MIN)
+    }
+
+    /// Whether every node reads an encoding version. Costs nothing for what all programs read.
+    #[must_use]
+    pub fn all_read(&self, version: u8) -> bool {
+        version <= VERSION_MIN || version <= self.log_version()
     }
 
     /// Whether a token of `identity` for `room`, issued at `issued_at`, has been revoked.

@@ -84,6 +84,82 @@ pub struct Node {
     pub capacity: u32,
     /// Whether it takes participants.
     pub state: NodeState,
-    /// Version of the software.
+    /// Version of the software; what formats it reads stands behind the `+`, see [`Formats`].
     pub version: String,
+}
+
+impl Node {
+    /// What its program reads.
+    #[must_use]
+    pub fn formats(&self) -> Formats {
+        Formats::of(&self.version)
+    }
+}
+
+/// Newest versions of what nodes write for each other that a program reads; it reads the one before
+/// each as well.
+///
+/// A node registers them as the build metadata of its software's version, `0.1.0+log2.mesh1`: the
+/// record's layout stays what it was, so that nodes of any version read it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Formats {
+    /// Of the log's commands and of snapshots, [`crate::encoding::VERSION`].
+    pub log: u8,
+    /// Of the messages between nodes.
+    pub mesh: u8,
+}
+
+impl Formats {
+    /// What programs read that were released before nodes registered it.
+    pub const UNTOLD: Self = Self { log: 2, mesh: 1 };
+
+    /// What a registered version says; where it says nothing, [`Formats::UNTOLD`].
+    #[must_use]
+    pub fn of(version: &str) -> Self {
+        let mut formats = Self::UNTOLD;
+        let metadata = version.split_once('+').map_or("", |(_, metadata)| metadata);
+        for part in metadata.split('.') {
+            let number = |name| {
+                part.strip_prefix(name)
+                    .and_then(|text: &str| text.parse().ok())
+            };
+            if let Some(log) = number("log") {
+                formats.log = log;
+            } else if let Some(mesh) = number("mesh") {
+                formats.mesh = mesh;
+            }
+        }
+        formats
+    }
+
+    /// A software's version with what it reads.
+    #[must_use]
+    pub fn tell(self, version: &str) -> String {
+        let joint = if version.contains('+') { '.' } else { '+' };
+        format!("{version}{joint}log{}.mesh{}", self.log, self.mesh)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_tells_what_its_program_reads() {
+        let formats = Formats { log: 7, mesh: 3 };
+        assert_eq!(formats.tell("1.2.3-rc1"), "1.2.3-rc1+log7.mesh3");
+        assert_eq!(Formats::of("1.2.3-rc1+log7.mesh3"), formats);
+        assert_eq!(formats.tell("1.2.3+abc"), "1.2.3+abc.log7.mesh3");
+        assert_eq!(Formats::of("1.2.3+abc.log7.mesh3"), formats);
+        for silent in [
+            "",
+            "0.1.0",
+            "0.1.0+",
+            "log9",
+            "0.1.0+log.mesh",
+            "0.1.0+log256",
+        ] {
+            assert_eq!(Formats::of(silent), Formats::UNTOLD, "{silent}");
+        }
+    }
 }

@@ -251,12 +251,34 @@ pub enum Command {
 }
 
 impl Command {
-    /// The encoding version that first knew this command.
+    /// The encoding version that first knew this command with what is in it. It is not proposed before
+    /// every node reads that version ([`crate::State::log_version`]).
     #[must_use]
-    pub(crate) const fn since_version(&self) -> u8 {
+    pub const fn since_version(&self) -> u8 {
+        // Every command stands here, so that a new one cannot be forgotten.
         match self {
             Self::NodeLost { .. } | Self::RemoveNode { .. } => 2,
-            _ => 1,
+            Self::PutNode(Node { state, .. }) | Self::SetNodeState { state, .. } => {
+                if state.is_lost() { 2 } else { 1 }
+            }
+            Self::RemoveNodeV1 { .. }
+            | Self::NodeLostV1 { .. }
+            | Self::CreateRoom(_)
+            | Self::DeleteRoom { .. }
+            | Self::SetRoomMetadata { .. }
+            | Self::Join(_)
+            | Self::Activate { .. }
+            | Self::Leave { .. }
+            | Self::UpdateParticipant { .. }
+            | Self::PublishTrack { .. }
+            | Self::UpdateTrack { .. }
+            | Self::UnpublishTrack { .. }
+            | Self::SetTrackMuted { .. }
+            | Self::UpdateSubscriptions { .. }
+            | Self::SetSubscriptionPermission { .. }
+            | Self::Rehome { .. }
+            | Self::Expire
+            | Self::Noop => 1,
         }
     }
 }

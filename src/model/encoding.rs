@@ -4,7 +4,7 @@
 //! into the log and encoded snapshots beside it; what an older version wrote is read by the newer
 //! one, so a new layout takes a new version and a conversion here. What is written carries the lowest
 //! version that has everything in it, so that a node of the version before reads along until it is
-//! upgraded. `fixtures/` holds bytes of every
+//! upgraded; and nothing newer than every node reads is proposed ([`State::log_version`]). `fixtures/` holds bytes of every
 //! version. Damage is found by the storage's checksums; bytes that do not decode are refused here
 //! without harm.
 
@@ -23,7 +23,7 @@ use crate::command::Entry;
 pub const VERSION: u8 = 2;
 
 /// The first version; the layouts of all later ones extend it.
-const VERSION_MIN: u8 = 1;
+pub(crate) const VERSION_MIN: u8 = 1;
 
 /// Why bytes could not be decoded.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use flotilla_model::cluster::Formats;
 use flotilla_model::id::{BootId, NodeId};
 use flotilla_raft::Channels;
 use tokio::sync::mpsc;
@@ -37,6 +38,21 @@ pub mod proto {
 pub use proto::Ailment;
 pub use proto::frame::Body;
 pub use proto::inquire_reply::Finding;
+
+/// Version of what nodes tell each other beside the log: the mesh's messages, what they seal for each
+/// other, relay packets. Rises with what a node of the version before could not pass over; that is then
+/// sent only to nodes that registered it ([`flotilla_model::cluster::Formats`]).
+const VERSION: u8 = 1;
+
+/// This program's version with what it reads of other nodes, as it is registered.
+#[must_use]
+pub fn software_version() -> String {
+    let formats = Formats {
+        log: flotilla_model::encoding::VERSION,
+        mesh: VERSION,
+    };
+    formats.tell(env!("CARGO_PKG_VERSION"))
+}
 
 /// Silence after which a node is unreachable, unless the configuration says otherwise.
 const BOUND: Duration = Duration::from_millis(500);

@@ -40,7 +40,7 @@ use crate::http;
 use crate::hub::Hub;
 use crate::mesh::enroll::{self, Doorkeeper};
 use crate::mesh::proto::mesh_server::MeshServer;
-use crate::mesh::{Ailing, INBOUND_MAX, Mesh, MeshService, Own, ServiceConfig};
+use crate::mesh::{Ailing, INBOUND_MAX, Mesh, MeshService, Own, ServiceConfig, software_version};
 use crate::session::connection::ConnectionIds;
 use crate::session::handover::Vault;
 use crate::session::inbox::Message;
@@ -277,7 +277,10 @@ impl Node {
         let mut tasks = JoinSet::new();
         let stop_cluster_port =
             serve_cluster_port(&mut tasks, ports.cluster, &channels, &group, service);
-        member.join(&joined).await?;
+        tokio::select! {
+            joined = member.join(&joined) => joined?,
+            reason = group.stopped() => return Err(halted(&reason)),
+        }
 
         // Shards ask it before they send; it begins once the fence has read the log.
         let lease = Lease::new(Instant::now());
@@ -339,9 +342,16 @@ impl Node {
             relay_addresses,
             capacity: config.participants_max,
             state: NodeState::Serving,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: software_version(),
         };
-        register::register(&group, record.clone()).await;
+        tokio::select! {
+            registered = register::register(&group, record.clone()) => registered?,
+            reason = group.stopped() => return Err(halted(&reason)),
+        }
+        tasks.spawn({
+            let group = group.clone();
+            async move { Err(halted(&group.stopped().await)) }
+        });
         let open = Arc::new(AtomicBool::new(true));
         let fence = FenceConfig {
             record,
@@ -532,6 +542,11 @@ impl Node {
             warn!(%error, "participants of this node remain in the log for a while");
         }
     }
+}
+
+/// Without its log a node can only guess, so it ends. A log of a newer version is one reason.
+fn halted(reason: &str) -> anyhow::Error {
+    anyhow!("the log cannot go on at this node: {reason}")
 }
 
 /// The secret between nodes; `dev` draws one for itself.

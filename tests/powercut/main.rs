@@ -17,7 +17,6 @@
 )]
 
 mod child;
-mod disk;
 mod inspect;
 mod verify;
 
@@ -32,7 +31,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::disk::Disk;
+use testkit::disk::{self, Disk};
+
 use crate::verify::{History, Left};
 
 /// How long opening what is left may take.

@@ -29,6 +29,7 @@ impl State {
             limit::check_name("bytes of a node's address", text)?;
         }
         limit::check("shards", node.relay_addresses.len(), limit::SHARDS_MAX)?;
+        self.check_formats(node)?;
         match self.nodes.get(&node.id) {
             Some(present) if **present == *node => return Ok(done(Version(0))),
             Some(_) => {}
@@ -40,6 +41,18 @@ impl State {
             self.move_all_at(context, node.id, |_, _| Some(node.id));
         }
         Ok(done(Version(0)))
+    }
+
+    /// Whether a node reads whatever may be in the log. A refusal in words that older versions know.
+    fn check_formats(&self, node: &Node) -> Result<(), Rejection> {
+        let (reads, needed) = (node.formats().log, self.log_version());
+        if reads < needed {
+            return Err(Rejection::NotPermitted(format!(
+                "this cluster's log has version {needed}, node {} reads up to {reads}",
+                node.id
+            )));
+        }
+        Ok(())
     }
 
     /// Whether participants may be placed on a node.

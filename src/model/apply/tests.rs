@@ -1,5 +1,6 @@
 //! Commands applied one by one, and what must come of them.
 
+mod formats;
 mod nodes;
 mod property;
 mod routes;

@@ -11,7 +11,7 @@ pub(super) fn of_proposal(error: &ProposeError) -> Status {
         ProposeError::Timeout { .. } => Code::DeadlineExceeded,
         ProposeError::Overloaded => Code::ResourceExhausted,
         ProposeError::TooLarge { .. } => Code::InvalidArgument,
-        ProposeError::Refused(_) => Code::FailedPrecondition,
+        ProposeError::Refused(_) | ProposeError::NotYet { .. } => Code::FailedPrecondition,
     };
     Status::new(code, error.to_string())
 }

@@ -249,7 +249,7 @@ impl WayBack {
             Some(_) if !self.open.load(Ordering::Relaxed) => return false,
             Some(own) if own.boot == self.record.boot => {
                 if let Err(reason) = register::attempt(&self.group, &self.record).await {
-                    debug!(reason, "this node cannot return yet");
+                    debug!(%reason, "this node cannot return yet");
                     return false;
                 }
                 info!("this node was taken for lost; it serves again");

@@ -3,9 +3,10 @@
 
 use std::time::Duration;
 
+use anyhow::bail;
 use flotilla_model::cluster::Node;
 use flotilla_model::command::Command;
-use flotilla_raft::Group;
+use flotilla_raft::{Group, ProposeError};
 use tracing::{info, warn};
 
 use crate::session::new_request;
@@ -14,12 +15,18 @@ use crate::session::new_request;
 const RETRY: Duration = Duration::from_millis(200);
 
 /// Registers, trying until the group takes it.
-pub async fn register(group: &Group, record: Node) {
+///
+/// # Errors
+/// The group will never take it: this program is too old for the cluster, or a setting is out of range.
+pub async fn register(group: &Group, record: Node) -> anyhow::Result<()> {
     loop {
         match attempt(group, &record).await {
             Ok(()) => {
                 info!(node = %record.id, "registered");
-                return;
+                return Ok(());
+            }
+            Err(ProposeError::Rejected(reason)) => {
+                bail!("the cluster does not take this node: {reason}");
             }
             Err(reason) => {
                 warn!(%reason, "registering will be tried again");
@@ -33,10 +40,7 @@ pub async fn register(group: &Group, record: Node) {
 ///
 /// # Errors
 /// Why the group did not take it.
-pub(super) async fn attempt(group: &Group, record: &Node) -> Result<(), String> {
-    group
-        .propose(new_request(), Command::PutNode(record.clone()))
-        .await
-        .map_err(|error| error.to_string())?;
-    Ok(())
+pub(super) async fn attempt(group: &Group, record: &Node) -> Result<(), ProposeError> {
+    let command = Command::PutNode(record.clone());
+    group.propose(new_request(), command).await.map(drop)
 }

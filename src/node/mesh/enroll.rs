@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, Nonce, RandomizedNonceKey};
 use aws_lc_rs::hkdf;
 use flotilla_model::State;
+use flotilla_model::cluster::Formats;
 use flotilla_model::id::{BootId, NodeId};
 use flotilla_raft::{Channels, Lane};
 use thiserror::Error;
@@ -66,6 +67,17 @@ pub enum Refusal {
         /// `ahead of` or `behind`.
         direction: &'static str,
     },
+    /// An old program.
+    #[error(
+        "this cluster's log has version {needed}, your program reads up to {reads}: start the version that the \
+         other nodes run (`flotilla admin nodes` shows it)"
+    )]
+    TooOld {
+        /// What every node here reads.
+        needed: u8,
+        /// What the caller reads.
+        reads: u8,
+    },
     /// Settings differ.
     #[error(
         "settings that must be equal on all nodes differ from this cluster's: compare the keys marked **cluster** in docs/config.md with the other nodes' files"
@@ -122,6 +134,7 @@ impl Doorkeeper {
             return Err(Refusal::Settings);
         }
         let state = (self.state)();
+        check_formats(&request.version, &state)?;
         self.check_number(&request, &state)?;
         Ok(EnrollReply {
             cluster_id: self.cluster_id.clone(),
@@ -156,6 +169,15 @@ impl Doorkeeper {
         }
         Ok(())
     }
+}
+
+/// Whoever cannot read what may be in the log is told so, and not left to stop in the middle of it.
+fn check_formats(version: &str, state: &State) -> Result<(), Refusal> {
+    let (reads, needed) = (Formats::of(version).log, state.log_version());
+    if reads < needed {
+        return Err(Refusal::TooOld { needed, reads });
+    }
+    Ok(())
 }
 
 fn check_clock(theirs: u64, ours: u64, skew_max: Duration) -> Result<(), Refusal> {
@@ -322,6 +344,10 @@ pub fn wall_clock_ms() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use flotilla_model::cluster::{Node, NodeState};
+
     use super::*;
 
     #[test]
@@ -344,6 +370,38 @@ mod tests {
     fn keys_differ_by_purpose() {
         assert_ne!(derive("s", "a"), derive("s", "b"));
         assert_eq!(derive("s", "a"), derive("s", "a"));
+    }
+
+    #[test]
+    fn programs_that_cannot_read_the_log_are_named() {
+        let mut state = State::default();
+        let mut put = |id, version: &str| {
+            let node = Node {
+                id: NodeId(id),
+                region: "here".into(),
+                boot: BootId(1),
+                cluster_address: String::new(),
+                admin_address: String::new(),
+                client_url: String::new(),
+                relay_addresses: Vec::new(),
+                capacity: 0,
+                state: NodeState::Serving,
+                version: version.to_owned(),
+            };
+            state.nodes.insert(NodeId(id), Arc::new(node));
+            state.clone()
+        };
+        let newer = put(1, "9.0.0+log9.mesh1");
+        let refused = check_formats("0.1.0", &newer).expect_err("reads too little");
+        let text = refused.to_string();
+        assert!(
+            text.contains("version 9, your program reads up to 2"),
+            "{text}"
+        );
+        assert!(check_formats("9.0.0+log9.mesh1", &newer).is_ok());
+        // As long as one node reads no more, nothing newer is in the log.
+        let mixed = put(2, "0.1.0");
+        assert!(check_formats("0.1.0", &mixed).is_ok());
     }
 
     #[test]

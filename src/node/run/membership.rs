@@ -1,12 +1,15 @@
 //! How a starting node becomes, or goes on being, a member of its cluster: founds it, finds it at the
 //! seeds, or is in it already. Called by [`super::Node::start`] around the opening of the cluster port.
 
-use std::time::Instant;
+use std::slice;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use flotilla_media::peer::dtls::Certificate;
 use flotilla_model::id::BootId;
 use flotilla_raft::{Channels, Group};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use tracing::{debug, info};
 
 use super::{Founding, SEEDS_MAX, SEEDS_RETRY};
@@ -14,6 +17,11 @@ use crate::config::Config;
 use crate::data_dir::DataDir;
 use crate::mesh::enroll::{self, EnrollError};
 use crate::mesh::proto::EnrollRequest;
+use crate::mesh::software_version;
+
+/// How long a member that starts again waits for others to say that it still fits. Rises: a node that
+/// does not is told at once more often; falls: the cluster is back earlier after all its nodes stopped.
+const ANSWER_SOON: Duration = Duration::from_millis(500);
 
 /// How a node becomes, or goes on being, a member.
 pub(super) struct Membership<'a> {
@@ -92,7 +100,10 @@ impl Membership<'_> {
             .map(|member| member.address)
             .collect();
         if !others.is_empty() {
-            match enroll_at(self, &others, cluster_id.clone()).await {
+            match self
+                .enroll_again(&others, &cluster_id, certificate.is_some())
+                .await
+            {
                 Ok((_, pem)) if certificate.is_none() => {
                     self.data.set_certificate(&pem)?;
                     return Ok(self.member(cluster_id, pem));
@@ -117,6 +128,32 @@ impl Membership<'_> {
         Ok(self.member(cluster_id, pem))
     }
 
+    /// Asks everybody at once, since after a loss of power they all wait for each other. Who has what it
+    /// needs to start does so without an answer; it is refused later then, if it is to be refused.
+    async fn enroll_again(
+        &self,
+        others: &[String],
+        cluster_id: &str,
+        is_complete: bool,
+    ) -> anyhow::Result<(String, String)> {
+        let asked = others.iter().map(|other| {
+            Box::pin(enroll_at(
+                self,
+                slice::from_ref(other),
+                cluster_id.to_owned(),
+            ))
+        });
+        let answered = first_answer(asked.collect());
+        if !is_complete {
+            return answered.await;
+        }
+        let within = tokio::time::timeout(ANSWER_SOON, answered).await;
+        within.unwrap_or_else(|_| {
+            let tried = format!("{}: no answer yet", others.join(", "));
+            Err(EnrollError::Unreachable { tried }.into())
+        })
+    }
+
     fn member(&self, cluster_id: String, certificate: String) -> Joined {
         Joined {
             cluster_id,
@@ -135,6 +172,21 @@ impl Membership<'_> {
         info!("joined the cluster");
         Ok(())
     }
+}
+
+/// The first answer, yes or no; that nobody can be reached only if that holds for all.
+async fn first_answer<T>(
+    asked: FuturesUnordered<impl Future<Output = anyhow::Result<T>>>,
+) -> anyhow::Result<T> {
+    let mut asked = asked;
+    let mut unreachable = None;
+    while let Some(answer) = asked.next().await {
+        match answer {
+            Err(error) if !is_refusal(&error) => unreachable = Some(error),
+            answer => return answer,
+        }
+    }
+    Err(unreachable.unwrap_or_else(|| anyhow!("nobody was asked")))
 }
 
 fn is_refusal(error: &anyhow::Error) -> bool {
@@ -164,8 +216,52 @@ pub(super) fn enroll_request(config: &Config, address: &str) -> EnrollRequest {
         cluster: config.cluster.name.clone(),
         node: config.node_id,
         config_hash: config.cluster.hash().to_vec().into(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        version: software_version(),
         address: address.to_owned(),
         ..EnrollRequest::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+    use std::pin::Pin;
+
+    use super::*;
+
+    type Asked = Pin<Box<dyn Future<Output = anyhow::Result<u8>>>>;
+
+    fn silent() -> Asked {
+        Box::pin(pending())
+    }
+
+    fn says(answer: anyhow::Result<u8>) -> Asked {
+        Box::pin(ready(answer))
+    }
+
+    fn unreachable() -> Asked {
+        let tried = "there: refused".to_owned();
+        says(Err(EnrollError::Unreachable { tried }.into()))
+    }
+
+    async fn first(asked: Vec<Asked>) -> Result<u8, String> {
+        let answer = first_answer(asked.into_iter().collect()).await;
+        answer.map_err(|error| error.to_string())
+    }
+
+    #[tokio::test]
+    async fn whoever_answers_first_decides() {
+        assert_eq!(
+            first(vec![silent(), unreachable(), says(Ok(3))]).await,
+            Ok(3)
+        );
+        let refused = EnrollError::Refused {
+            seed: "there".to_owned(),
+            reason: "too old".to_owned(),
+        };
+        let refused = first(vec![silent(), says(Err(refused.into()))]).await;
+        assert_eq!(refused, Err("there: too old".to_owned()));
+        let nobody = first(vec![unreachable(), unreachable()]).await;
+        assert!(nobody.is_err_and(|text| text.contains("there: refused")));
     }
 }

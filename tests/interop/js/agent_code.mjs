@@ -142,8 +142,8 @@ export class Reporter {
   }
 }
 
-/** Sends numbered reliable messages, twenty a second, until `stop` is aborted. */
-export async function numberMessages(send, counter, reporter, stop) {
+/** Sends numbered reliable messages, one each `pause` milliseconds, until `stop` is aborted. */
+export async function numberMessages(send, counter, pause, reporter, stop) {
   const bytes = new TextEncoder();
   while (!stop.aborted) {
     const number = counter.next++;
@@ -154,6 +154,6 @@ export async function numberMessages(send, counter, reporter, stop) {
     } catch {
       reporter.sent(number, at, false);
     }
-    await new Promise((wake) => setTimeout(wake, 50));
+    await new Promise((wake) => setTimeout(wake, pause));
   }
 }

@@ -92,7 +92,7 @@ async function publish(room, stop) {
   paint();
 }
 
-async function join({ url, token, hears }) {
+async function join({ url, token, hears, pause }) {
   const room = new Room();
   const abort = new AbortController();
   session = { room, abort };
@@ -134,7 +134,7 @@ async function join({ url, token, hears }) {
     return;
   }
   const send = (bytes) => room.localParticipant.publishData(bytes, { reliable: true, topic: 'count' });
-  void numberMessages(send, counter, reporter, abort.signal);
+  void numberMessages(send, counter, pause, reporter, abort.signal);
   reporter.event('joined', { sid: room.localParticipant.sid });
 }
 

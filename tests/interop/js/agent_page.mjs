@@ -83,7 +83,7 @@ function makePicture(stop) {
   return generator;
 }
 
-async function join({ url, token, hears }) {
+async function join({ url, token, hears, pause }) {
   const room = new Room({ adaptiveStream: false, dynacast: false });
   const abort = new AbortController();
   session = { room, abort, elements: new Set() };
@@ -137,7 +137,7 @@ async function join({ url, token, hears }) {
     return;
   }
   const send = (bytes) => room.localParticipant.publishData(bytes, { reliable: true, topic: 'count' });
-  void numberMessages(send, counter, reporter, abort.signal);
+  void numberMessages(send, counter, pause, reporter, abort.signal);
   reporter.event('joined', { sid: room.localParticipant.sid });
 }
 

@@ -1,7 +1,7 @@
 """A long-running participant on the Python SDK, driven over JSON lines; `jepsen` starts and judges it.
 
 usage: agent.py
-stdin   {"do": "join", "url": …, "token": …, "hears": null or [IDENTITY, …]} | {"do": "leave"} | {"do": "quit"}
+stdin   {"do": "join", "url": …, "token": …, "hears": null or [IDENTITY, …], "pause": MS} | {"do": "leave"} | {"do": "quit"}
 stdout  what it sees, each with the time of CLOCK_MONOTONIC in milliseconds; batches four times a second
 
 The sound it sends is a code: eight tones of 20 ms in a fixed order. A receiver notes the time whenever the
@@ -25,7 +25,6 @@ WINDOW = SAMPLE_RATE // 100
 LOUD = 300
 FRAME_MS = 100
 WIDTH, HEIGHT, FPS = 160, 120, 10
-DATA_INTERVAL = 0.05
 FLUSH_INTERVAL = 0.25
 EVENTS = [
     "participant_connected",
@@ -99,7 +98,7 @@ class Agent:
     def event(self, name, **more):
         self.say(kind="event", at=round(now_ms(), 2), name=name, **more)
 
-    async def join(self, url, token, hears):
+    async def join(self, url, token, hears, pause):
         room = self.room = rtc.Room()
         for name in EVENTS:
             room.on(name, lambda *args, name=name: self.seen(name, args))
@@ -131,7 +130,7 @@ class Agent:
         self.tasks += [
             asyncio.create_task(self.speak(sound)),
             asyncio.create_task(self.paint(picture)),
-            asyncio.create_task(self.number_messages(room)),
+            asyncio.create_task(self.number_messages(room, pause / 1000)),
         ]
         self.event("joined", sid=local.sid)
 
@@ -182,7 +181,7 @@ class Agent:
             count += 1
             await asyncio.sleep(max(0.0, begun + count / FPS - time.monotonic()))
 
-    async def number_messages(self, room):
+    async def number_messages(self, room, pause):
         while True:
             number, self.count = self.count, self.count + 1
             at = now_ms()
@@ -192,7 +191,7 @@ class Agent:
                 self.sent[1].append(round(at, 1))
             except Exception:
                 self.unsent.append(number)
-            await asyncio.sleep(DATA_INTERVAL)
+            await asyncio.sleep(pause)
 
     def subscribed(self, track, _publication, participant):
         follow = self.listen if track.kind == rtc.TrackKind.KIND_AUDIO else self.watch
@@ -261,7 +260,7 @@ async def main():
     async for line in reader:
         order = json.loads(line)
         if order["do"] == "join":
-            await agent.join(order["url"], order["token"], order["hears"])
+            await agent.join(order["url"], order["token"], order["hears"], order["pause"])
         elif order["do"] == "leave":
             await agent.leave()
         else:

@@ -205,16 +205,20 @@ fn of_nodes_and_rooms() -> impl Strategy<Value = Command> {
     ]
 }
 
-/// Commands with the milliseconds since the one before, and whether the request id of an earlier
-/// one is used again.
-fn entries() -> impl Strategy<Value = Vec<Entry>> {
-    let command = prop_oneof![
+/// All sorts of commands.
+pub(super) fn commands() -> impl Strategy<Value = Command> {
+    prop_oneof![
         4 => joins(),
         6 => of_participants(),
         3 => of_subscriptions(),
         2 => of_nodes_and_rooms(),
-    ];
-    let step = (command, 0u64..15_000, 0u8..12);
+    ]
+}
+
+/// Commands with the milliseconds since the one before, and whether the request id of an earlier
+/// one is used again.
+fn entries() -> impl Strategy<Value = Vec<Entry>> {
+    let step = (commands(), 0u64..15_000, 0u8..12);
     prop::collection::vec(step, 1..120).prop_map(|steps| {
         let mut at = 1_000;
         let mut entries: Vec<Entry> = Vec::new();

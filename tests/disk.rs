@@ -21,8 +21,11 @@ const EXT4_IOC_SHUTDOWN: libc::c_ulong = 0x8004_587D;
 /// Neither flush the journal nor the data.
 const NO_LOG_FLUSH: u32 = 2;
 
-/// Whether this machine can do it; the error says what is missing.
-pub(crate) fn available() -> Result<(), String> {
+/// Whether this machine can do it.
+///
+/// # Errors
+/// What is missing.
+pub fn available() -> Result<(), String> {
     #[expect(unsafe_code, reason = "geteuid takes nothing and cannot fail")]
     let user = unsafe { libc::geteuid() };
     if user != 0 {
@@ -45,9 +48,9 @@ pub(crate) fn available() -> Result<(), String> {
     }
 }
 
-/// A mounted disk.
+/// A mounted disk. All I/O fails between [`Disk::cut_power`] and [`Disk::remount`].
 #[derive(Debug)]
-pub(crate) struct Disk {
+pub struct Disk {
     image: PathBuf,
     point: PathBuf,
     mounted: bool,
@@ -55,7 +58,10 @@ pub(crate) struct Disk {
 
 impl Disk {
     /// Makes an empty disk in `folder` and mounts it. What was there before is gone.
-    pub(crate) fn create(folder: &Path) -> anyhow::Result<Self> {
+    ///
+    /// # Errors
+    /// What cannot be made; without root it is the mount.
+    pub fn create(folder: &Path) -> anyhow::Result<Self> {
         let image = folder.join("disk.ext4");
         let point = folder.join("mounted");
         fs::create_dir_all(&point).context("cannot make the mount point")?;
@@ -74,12 +80,17 @@ impl Disk {
         Ok(disk)
     }
 
-    pub(crate) fn mount_point(&self) -> &Path {
+    /// The folder in which its files are.
+    #[must_use]
+    pub fn mount_point(&self) -> &Path {
         &self.point
     }
 
     /// From now on nothing reaches the image any more, and all I/O on the disk fails.
-    pub(crate) fn cut_power(&self) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn cut_power(&self) -> anyhow::Result<()> {
         let root = File::open(&self.point).context("cannot open the mounted disk")?;
         let flags = NO_LOG_FLUSH;
         #[expect(unsafe_code, reason = "an ioctl without a safe wrapper")]
@@ -95,7 +106,10 @@ impl Disk {
     }
 
     /// What a machine does when the power is back.
-    pub(crate) fn remount(&mut self) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    /// Something holds the disk for longer than five seconds, or it cannot be mounted again.
+    pub fn remount(&mut self) -> anyhow::Result<()> {
         self.unmount()?;
         self.mount()
     }
@@ -133,8 +147,60 @@ impl Drop for Disk {
     }
 }
 
+/// A folder for disks that processes in mount namespaces of their own have open, as those do that
+/// `ip netns exec` starts. Without it each of them would hold the disks mounted after a
+/// [`Disk::remount`], in the state they had before.
+#[derive(Debug)]
+pub struct Rack {
+    disks: Vec<Disk>,
+    folder: tempfile::TempDir,
+}
+
+impl Rack {
+    /// Makes and mounts so many disks. Processes that are to use them start afterwards.
+    ///
+    /// # Errors
+    /// What cannot be made; without root it is the first mount.
+    pub fn new(count: usize) -> anyhow::Result<Self> {
+        let folder = tempfile::TempDir::with_prefix("flotilla-disks-")?;
+        // Mounts and unmounts under a shared mount reach the namespaces that were copied from ours.
+        run(Command::new("mount")
+            .arg("--bind")
+            .args([folder.path(), folder.path()]))?;
+        let mut rack = Self {
+            disks: Vec::new(),
+            folder,
+        };
+        run(Command::new("mount")
+            .args(["--make-private", "--make-shared"])
+            .arg(rack.folder.path()))?;
+        for number in 1..=count {
+            let place = rack.folder.path().join(number.to_string());
+            fs::create_dir_all(&place)?;
+            rack.disks.push(Disk::create(&place)?);
+        }
+        Ok(rack)
+    }
+
+    /// The disks, in order.
+    pub fn disks(&mut self) -> &mut [Disk] {
+        &mut self.disks
+    }
+}
+
+impl Drop for Rack {
+    fn drop(&mut self) {
+        self.disks.clear();
+        // Best effort: a folder in /tmp is all that would be left.
+        run(Command::new("umount").arg(self.folder.path())).ok();
+    }
+}
+
 /// Copies a folder that may not exist; replaces what the copy held before.
-pub(crate) fn copy_folder(from: &Path, to: &Path) -> anyhow::Result<()> {
+///
+/// # Errors
+/// What cannot be copied.
+pub fn copy_folder(from: &Path, to: &Path) -> anyhow::Result<()> {
     if to.exists() {
         fs::remove_dir_all(to).context("cannot remove an old copy")?;
     }
