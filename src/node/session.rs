@@ -56,6 +56,8 @@ use media::SessionKey;
 
 /// Longest time between an accepted join and the WebSocket being there.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
+/// How long a client that was told to resume may take to close its connection.
+const FAREWELL_MAX: Duration = Duration::from_secs(2);
 /// Responses kept until the WebSocket is there.
 const EARLY_MAX: usize = 256;
 
@@ -436,6 +438,14 @@ impl Task {
                 Output::Close(Close::Signal) => {
                     if let Some(connection) = self.connection.take() {
                         connection.close();
+                    }
+                }
+                Output::Close(Close::Farewell) => {
+                    if let Some(connection) = self.connection.take() {
+                        tokio::spawn(async move {
+                            tokio::time::sleep(FAREWELL_MAX).await;
+                            connection.close();
+                        });
                     }
                 }
                 Output::Close(Close::Session { reason }) => {

@@ -185,6 +185,10 @@ pub enum Close {
     /// The signal connection, with code 1000, after what was sent before is flushed. The session
     /// lives on and may be resumed.
     Signal,
+    /// The signal connection whose client was told to resume: the client closes it, or it is closed after
+    /// a moment. The session lives on as with [`Close::Signal`]. SDKs on native code that see the close
+    /// before they have acted on the leave take it for a second loss and join anew.
+    Farewell,
     /// The session: its peers in the engine and everything the shell holds for it. Nothing follows.
     Session {
         /// Why it ended.

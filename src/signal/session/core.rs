@@ -117,6 +117,14 @@ impl Core {
         }
     }
 
+    /// Leaves the signal connection to its client, who was told to resume.
+    pub(super) fn leave_signal(&mut self) {
+        if self.connected {
+            self.output(Output::Close(Close::Farewell));
+            self.connected = false;
+        }
+    }
+
     /// Queues a change; whether there was room for it.
     pub(super) fn propose(&mut self, command: Command, purpose: Purpose) -> bool {
         let request = self.ids.request();

@@ -67,12 +67,18 @@ pub(super) fn dismiss(core: &mut Core, reason: LeaveReason) -> Flow {
     Flow::End(reason)
 }
 
-/// Sends `leave`. Clients that do not know actions yet are told by `can_reconnect`, and of a resume
-/// not at all: they resume when the connection closes.
-pub(super) fn send_leave(core: &mut Core, reason: i32, action: Action) {
-    if action == Action::Resume && core.protocol <= 12 {
-        return;
+/// Tells the client to resume. One that does not know of actions yet does when the connection closes.
+pub(super) fn ask_to_resume(core: &mut Core, reason: i32) {
+    if core.protocol <= 12 {
+        core.close_signal();
+    } else {
+        send_leave(core, reason, Action::Resume);
+        core.leave_signal();
     }
+}
+
+/// Sends `leave`. Clients that do not know actions yet are told by `can_reconnect`.
+pub(super) fn send_leave(core: &mut Core, reason: i32, action: Action) {
     core.reply(Message::Leave(proto::LeaveRequest {
         can_reconnect: action == Action::Reconnect,
         reason,
@@ -85,7 +91,7 @@ pub(super) fn send_leave(core: &mut Core, reason: i32, action: Action) {
 /// session is said to anybody.
 pub(super) fn hand_over(core: &mut Core) -> Flow {
     let reason = proto::DisconnectReason::Migration as i32;
-    send_leave(core, reason, Action::Resume);
+    ask_to_resume(core, reason);
     Flow::End(LeaveReason::Unknown)
 }
 
@@ -102,8 +108,7 @@ impl Session {
             && self.core.connected
         {
             let reason = proto::DisconnectReason::Migration as i32;
-            send_leave(&mut self.core, reason, Action::Resume);
-            self.core.close_signal();
+            ask_to_resume(&mut self.core, reason);
             live.wait_for_resume(now + self.core.config.resume_timeout);
         }
         Flow::Stay

@@ -7,7 +7,6 @@ use flotilla_model::command::Command;
 use flotilla_model::id::TrackSid;
 use flotilla_model::participant::{LeaveReason, ParticipantState};
 use livekit_protocol as proto;
-use proto::leave_request::Action;
 use proto::signal_response::Message;
 use serde::Deserialize;
 
@@ -102,8 +101,7 @@ impl Live {
         let wait_until = now + core.config.media_failed_timeout;
         if core.connected {
             let reason = LeaveReason::MediaFailure as i32;
-            leave::send_leave(core, reason, Action::Resume);
-            core.close_signal();
+            leave::ask_to_resume(core, reason);
         }
         self.wait_for_resume(wait_until);
         self.leave_reason = LeaveReason::MediaFailure;

@@ -344,7 +344,7 @@ fn a_drained_session_goes_on_until_another_node_has_it() {
     world.input(alice, Input::Drain);
     let told = leave(&world, alice).expect("told to resume");
     assert_eq!(told.action, Action::Resume as i32);
-    assert_eq!(world.seats[alice].closed, [Close::Signal]);
+    assert_eq!(world.seats[alice].closed, [Close::Farewell]);
     world.input(alice, Input::SignalClosed);
     world.advance(Duration::from_secs(2));
     assert_eq!(home(&world, "alice"), NodeId(1));

@@ -94,7 +94,7 @@ fn failed_media_asks_for_a_resume_and_waits_briefly() {
     let told = leave(&world, alice).expect("told to resume");
     assert_eq!(told.action, Action::Resume as i32);
     assert!(!told.can_reconnect);
-    assert_eq!(world.seats[alice].closed, [Close::Signal]);
+    assert_eq!(world.seats[alice].closed, [Close::Farewell]);
     world.input(alice, Input::SignalClosed);
     world.advance(Duration::from_secs(4));
     world.resume(alice, parameters(true));
@@ -230,7 +230,7 @@ fn a_session_that_moved_to_another_node_ends_without_a_word_to_the_room() {
     );
     assert!(matches!(
         world.seats[alice].closed[..],
-        [Close::Signal, Close::Session { .. }]
+        [Close::Farewell, Close::Session { .. }]
     ));
     assert_eq!(world.room().participants.len(), 2);
     assert!(world.seats[bob].take_updates().is_empty());
