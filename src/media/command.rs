@@ -71,6 +71,9 @@ pub struct Restore {
     pub descriptions: Option<(String, String)>,
     /// Data channels that are open at the client, with their SCTP stream ids.
     pub channels: Vec<(Channel, u16)>,
+    /// Number of the client's reliable messages up to which they have been passed on. The message
+    /// behind it shows where the client stands.
+    pub sequence: u32,
 }
 
 /// An order to the engine.

@@ -433,6 +433,8 @@ impl Engine {
                     self.push_event(Event::Failed { peer: id, reason });
                 }
                 TransportEvent::ChannelOpen(channel) => {
+                    // Where its association stands is not in the checkpoint of the connection.
+                    self.hasten_checkpoint(now, id);
                     self.push_event(Event::ChannelOpen { peer: id, channel });
                 }
                 TransportEvent::Data { channel, payload } => {

@@ -47,6 +47,8 @@ pub struct Restore {
     pub descriptions: Option<(String, String)>,
     /// Its open data channels: connection, channel, SCTP stream id.
     pub channels: Vec<(Target, Channel, u16)>,
+    /// Number of its reliable messages up to which every node of the room has them.
+    pub sequence: u32,
 }
 
 /// Orders to the engine; see `flotilla_media::command` for their meaning.

@@ -260,7 +260,7 @@ fn continue_transport(
     });
     // Without channels a client that opens them itself has no association yet, or begins one.
     if !restore.channels.is_empty() || transport.channels != ChannelPlan::Client {
-        continued.revive_channels(&restore.channels);
+        continued.revive_channels(&restore.channels, restore.sequence);
     }
     continued
 }

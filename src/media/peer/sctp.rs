@@ -1,14 +1,21 @@
 //! Data channels: rtc-sctp carries the messages, rtc-datachannel's DCEP names the channels.
 //!
 //! The transport feeds decrypted packets and encrypts what is polled. The client opens the
-//! association, unless it continues one of another node (`revival`); who opens the channels is the
-//! [`ChannelPlan`]. What is sent waits in a bounded queue
+//! association, unless it has one with another node already, which is continued (`continuation`) or,
+//! if that cannot be, begun anew (`revival`); who opens the channels is the [`ChannelPlan`]. What is sent waits in a bounded queue
 //! per channel in front of the library, which itself gets only as much as it can soon send.
 //! RFC 8831, RFC 8832, RFC 9260.
 
 mod channel;
+mod continuation;
+mod inward;
+mod ledger;
+mod message;
+mod outward;
 mod packet;
 mod revival;
+mod search;
+mod wire;
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -36,7 +43,12 @@ use crate::command::Channel;
 use crate::discard::Discard;
 use crate::peer::contain::contain;
 use channel::{Outgoing, label, labelled};
+use continuation::Continuation;
+use ledger::Ledger;
 use revival::Revival;
+
+pub(super) use continuation::Former;
+pub(super) use ledger::Standing;
 
 /// Who opens the data channels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -118,13 +130,23 @@ pub(super) struct Sctp {
     endpoint: Endpoint,
     current: Option<Session>,
     pending: VecDeque<Session>,
+    /// Where the association stands, for another node.
+    ledger: Ledger,
+    /// Where another node's association stood that is to be continued here.
+    resumable: Option<Former>,
+    /// The client's association is continued from another node.
+    continuation: Option<Continuation>,
     /// The client's association is to be begun anew from here.
     revival: Option<Revival>,
     outgoing: [Outgoing; 3],
     transmits: VecDeque<Bytes>,
+    /// Room for what an association sends; empty.
+    collected: Vec<Bytes>,
     events: VecDeque<SctpEvent>,
     /// Messages that came on streams without a channel of ours, or were too long.
     dropped_in: u64,
+    /// Messages of which the former node had the beginning.
+    torn: u64,
 }
 
 impl Sctp {
@@ -143,11 +165,16 @@ impl Sctp {
             endpoint,
             current: None,
             pending: VecDeque::new(),
+            ledger: Ledger::default(),
+            resumable: None,
+            continuation: None,
             revival: None,
             outgoing,
             transmits: VecDeque::new(),
+            collected: Vec::new(),
             events: VecDeque::new(),
             dropped_in: 0,
+            torn: 0,
         }
     }
 
@@ -170,6 +197,18 @@ impl Sctp {
         let Some(packet) = packet::sanitize(packet)? else {
             return Ok(());
         };
+        self.ledger.note_received(&packet);
+        if let Some(continuation) = &self.continuation
+            && continuation.is_for(&packet)
+        {
+            return self.handle_continued(now, packet);
+        }
+        self.deliver(now, packet)?;
+        self.drive(now)
+    }
+
+    /// Gives the library a packet.
+    fn deliver(&mut self, now: Instant, packet: Bytes) -> Result<(), Discard> {
         let endpoint = &mut self.endpoint;
         let handled = contain("sctp", || endpoint.handle(now, PEER, None, packet));
         let Ok(handled) = handled else {
@@ -202,7 +241,14 @@ impl Sctp {
             }
             Some(_) => return Err(Discard::DtlsRefused),
         }
-        self.drive(now)
+        Ok(())
+    }
+
+    /// Where the association stands, for another node to continue it.
+    pub(super) fn standing(&self) -> Option<&Standing> {
+        self.ledger
+            .standing()
+            .or_else(|| self.resumable.as_ref().map(|former| &former.standing))
     }
 
     pub(super) fn poll_transmit(&mut self) -> Option<Bytes> {
@@ -222,9 +268,11 @@ impl Sctp {
         self.outgoing[channel as usize].dropped()
     }
 
-    /// Messages received that belong to no channel or are too long.
-    pub(super) const fn dropped_in(&self) -> u64 {
-        self.dropped_in
+    /// Messages received that belong to no channel, are too long, or of which another node had the
+    /// beginning.
+    pub(super) fn dropped_in(&self) -> u64 {
+        let torn = self.continuation.as_ref().map_or(0, Continuation::torn);
+        self.dropped_in + self.torn + torn
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
@@ -232,6 +280,7 @@ impl Sctp {
         sessions
             .filter_map(|session| session.association.poll_timeout())
             .chain(self.revival.as_ref().and_then(Revival::deadline))
+            .chain(self.continuation.as_ref().and_then(Continuation::deadline))
             .min()
     }
 
@@ -246,6 +295,7 @@ impl Sctp {
             }
         });
         self.repeat_handshake(now);
+        self.continue_in_time(now);
         // Both outcomes are final here: a packet's sender would be told why, time is not.
         let _ = match due {
             Ok(()) => self.drive(now),
@@ -255,17 +305,34 @@ impl Sctp {
 
     /// Moves everything that can move: events up, queues down, packets out.
     fn drive(&mut self, now: Instant) -> Result<(), Discard> {
+        self.drive_once(now)?;
+        // What the library sent may tell what it can have next.
+        while let Some(packet) = self
+            .continuation
+            .as_mut()
+            .and_then(Continuation::poll_inbox)
+        {
+            self.deliver(now, packet)?;
+            self.drive_once(now)?;
+        }
+        Ok(())
+    }
+
+    fn drive_once(&mut self, now: Instant) -> Result<(), Discard> {
         self.promote(now);
         let Some(mut session) = self.current.take() else {
             self.collect_pending(now);
             return Ok(());
         };
         let association = &mut session.association;
+        let mut sent = std::mem::take(&mut self.collected);
         let driven = contain("sctp", || {
             self.take_events(now, association);
             self.pump(now, association);
-            collect(now, association, &mut self.transmits);
+            collect(now, association, &mut sent);
         });
+        self.transmit(now, session.handle, &mut sent);
+        self.collected = sent;
         if driven.is_err() {
             self.current = Some(session);
             return self.give_up();
@@ -273,6 +340,7 @@ impl Sctp {
         if session.association.is_closed() {
             self.forget(&session);
             self.close_channels();
+            self.abandon_continuation();
         } else {
             self.current = Some(session);
         }
@@ -308,6 +376,7 @@ impl Sctp {
             self.forget(&other);
         }
         self.close_channels();
+        self.abandon_continuation();
         self.current = Some(session);
         if revived.is_empty() {
             self.open_channels(now);
@@ -317,20 +386,37 @@ impl Sctp {
     }
 
     fn collect_pending(&mut self, now: Instant) {
-        let transmits = &mut self.transmits;
         let mut broken = false;
         for session in &mut self.pending {
             let association = &mut session.association;
-            let before = transmits.len();
-            broken |= contain("sctp", || collect(now, association, transmits)).is_err();
+            let mut sent = Vec::new();
+            broken |= contain("sctp", || collect(now, association, &mut sent)).is_err();
             if let Some(revival) = &mut self.revival {
-                revival.sent(now, session.handle, transmits.range(before..));
+                revival.sent(now, session.handle, sent.iter());
             }
+            sent.iter().for_each(|packet| self.ledger.note_sent(packet));
+            self.transmits.extend(sent);
         }
         // Those that failed stay until newer ones push them out: before the client's confirmation the
         // library calls the good ones closed as well.
         if broken {
             let _ = self.give_up();
+        }
+    }
+
+    /// Sends what an association sends, in the client's numbers.
+    fn transmit(&mut self, now: Instant, handle: AssociationHandle, packets: &mut Vec<Bytes>) {
+        for packet in packets.drain(..) {
+            let packet = match &mut self.continuation {
+                Some(continuation) if continuation.handle() == handle => {
+                    continuation.translate(now, &packet)
+                }
+                _ => Some(packet),
+            };
+            if let Some(packet) = packet {
+                self.ledger.note_sent(&packet);
+                self.transmits.push_back(packet);
+            }
         }
     }
 
@@ -344,6 +430,7 @@ impl Sctp {
         let queues = std::mem::replace(self, Self::new(self.plan, self.limits));
         self.events = queues.events;
         self.dropped_in = queues.dropped_in;
+        self.torn = queues.torn;
         Err(Discard::DtlsRefused)
     }
 
@@ -564,7 +651,7 @@ fn write_dcep(now: Instant, association: &mut Association, id: u16, message: &Me
 }
 
 /// Takes the packets that an association wants to send now.
-fn collect(now: Instant, association: &mut Association, transmits: &mut VecDeque<Bytes>) {
+fn collect(now: Instant, association: &mut Association, transmits: &mut impl Extend<Bytes>) {
     while let Some(transmit) = association.poll_transmit(now) {
         if let Payload::RawEncode(packets) = transmit.message {
             transmits.extend(packets);

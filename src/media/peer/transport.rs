@@ -21,7 +21,7 @@ use crate::command::Channel;
 use crate::discard::Discard;
 use crate::peer::dtls::{Certificate, Dtls, DtlsEvent, Fingerprint};
 use crate::peer::ice::{Credentials, IceAgent, IceChange, IceState, IceTimeouts};
-use crate::peer::sctp::{ChannelPlan, DataLimits, Sctp, SctpEvent, SendError};
+use crate::peer::sctp::{ChannelPlan, DataLimits, Former, Sctp, SctpEvent, SendError, Standing};
 use crate::peer::srtp::{SrtpReceiver, SrtpSender};
 use snapshot::{Fields, STREAMS_MAX};
 
@@ -125,6 +125,8 @@ pub struct Transport {
     shown: Fingerprint,
     /// Continues a session and has no path yet.
     awaits_path: bool,
+    /// Where the former node's association with the client stood.
+    standing: Option<Standing>,
     /// Datagrams besides those that wait in the layers: of DTLS, addressed.
     events: VecDeque<TransportEvent>,
 }
@@ -146,6 +148,7 @@ impl Transport {
             fingerprint: None,
             shown: config.certificate.fingerprint(),
             awaits_path: false,
+            standing: None,
             events: VecDeque::new(),
         }
     }
@@ -171,6 +174,7 @@ impl Transport {
         this.fingerprint = Some(state.dtls.client());
         this.shown = snapshot.shown();
         this.awaits_path = true;
+        this.standing.clone_from(&state.sctp);
         this.start_srtp();
         if let Some(sender) = &mut this.sender {
             sender.forbid(&state.sent);
@@ -188,10 +192,16 @@ impl Transport {
     }
 
     /// The client believes its data channels to be open on these streams, with an association that
-    /// nobody here knows. As soon as there is a path the association is begun anew from this side
-    /// (RFC 9260 §5.2), which keeps the client's channels, and they open without a word.
-    pub fn revive_channels(&mut self, channels: &[(Channel, u16)]) {
-        self.sctp.revive(channels);
+    /// another node had. As soon as there is a path the association goes on if the snapshot says where
+    /// it stood, and is begun anew from this side otherwise (RFC 9260 §5.2). Both keep the client's
+    /// channels, and they open without a word. `sequence`: number of the client's reliable messages
+    /// up to which they have been passed on.
+    pub fn revive_channels(&mut self, channels: &[(Channel, u16)], sequence: u32) {
+        let standing = self.standing.take();
+        self.sctp.revive(
+            channels,
+            standing.map(|standing| Former { standing, sequence }),
+        );
     }
 
     /// What another node needs to continue; `None` before the connection is up.
@@ -219,6 +229,7 @@ impl Transport {
                 .flat_map(|receiver| receiver.rtcp_indices())
                 .take(STREAMS_MAX)
                 .collect(),
+            sctp: self.sctp.standing().cloned(),
         }))
     }
 
@@ -477,7 +488,7 @@ impl Transport {
 
     /// Received messages that belonged to no channel or were too long.
     #[must_use]
-    pub const fn data_refused(&self) -> u64 {
+    pub fn data_refused(&self) -> u64 {
         self.sctp.dropped_in()
     }
 

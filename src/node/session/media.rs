@@ -88,6 +88,7 @@ fn restore(
             .filter(|(target, ..)| here(*target))
             .map(|(_, label, id)| (channel(*label), *id))
             .collect(),
+        sequence: restore.sequence,
     }))
 }
 

@@ -357,10 +357,11 @@ impl Live {
             return;
         }
         core.peers_pending = false;
+        let sequence = self.channels.last_sequence();
         core.media(media::Command::CreatePeers {
             single: core.single,
             negotiated_channels: join::negotiates_channels(core),
-            restore: Some(Box::new(state.map(restore).unwrap_or_default())),
+            restore: Some(Box::new(restore(state, sequence))),
         });
         self.publish_again(core);
         self.subscribed.forget_told();
@@ -375,7 +376,13 @@ impl Live {
     }
 }
 
-fn restore(state: &proto::SyncState) -> Restore {
+fn restore(state: Option<&proto::SyncState>, sequence: u32) -> Restore {
+    let Some(state) = state else {
+        return Restore {
+            sequence,
+            ..Restore::default()
+        };
+    };
     let offer = state.offer.as_ref().map(|offer| offer.sdp.clone());
     let answer = state.answer.as_ref().map(|answer| answer.sdp.clone());
     let descriptions = offer
@@ -385,6 +392,7 @@ fn restore(state: &proto::SyncState) -> Restore {
     Restore {
         descriptions,
         channels: channels.filter_map(channel).collect(),
+        sequence,
     }
 }
 

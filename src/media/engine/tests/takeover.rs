@@ -189,6 +189,7 @@ impl Call {
             transport: with_keys.then(|| self.world.snapshot(client).expect("a checkpoint")),
             descriptions: descriptions.filter(|_| !is_v0_publisher),
             channels: self.channels(client),
+            sequence: 0,
         }
     }
 
@@ -708,6 +709,7 @@ fn unusable_restores_are_refused_or_done_without() {
         transport: Some(TransportSnapshot::from_bytes(&other).expect("reads")),
         descriptions: None,
         channels: Vec::new(),
+        sequence: 0,
     };
     call.world.take_over(call.bob, 1, PeerRole::Single, restore);
     let sdp = call.world.clients[call.bob].description(captures::PY_V1_JOIN);
@@ -772,6 +774,7 @@ proptest! {
             transport: TransportSnapshot::from_bytes(&snapshot).ok(),
             descriptions: Some((offer, answer)),
             channels: channels.into_iter().zip(streams).collect(),
+            sequence: 0,
         };
         let mut world = World::new(1);
         for (index, role) in [PeerRole::Subscriber, PeerRole::Single, PeerRole::Publisher]

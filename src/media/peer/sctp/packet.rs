@@ -9,9 +9,9 @@ use bytes::{Bytes, BytesMut};
 use crate::discard::Discard;
 
 /// Bytes of the common header: ports, verification tag, checksum.
-const HEADER_LEN: usize = 12;
+pub(super) const HEADER_LEN: usize = 12;
 /// Where the checksum is.
-const CHECKSUM: std::ops::Range<usize> = 8..12;
+pub(super) const CHECKSUM: std::ops::Range<usize> = 8..12;
 const CHUNK_HEADER_LEN: usize = 4;
 /// Chunks in one packet.
 const CHUNKS_MAX: usize = 64;
@@ -93,12 +93,12 @@ fn has_sound_causes(mut causes: &[u8]) -> bool {
 
 /// Whether a packet has the right checksum. DTLS has checked the bytes already; this only keeps a
 /// new checksum from hiding a wrong old one.
-fn has_checksum(packet: &[u8]) -> bool {
+pub(super) fn has_checksum(packet: &[u8]) -> bool {
     packet.get(CHECKSUM) == Some(&checksum(packet).to_le_bytes())
 }
 
 /// CRC32c with the checksum's own field as zeros.
-fn checksum(packet: &[u8]) -> u32 {
+pub(super) fn checksum(packet: &[u8]) -> u32 {
     let (front, rest) = packet
         .split_at_checked(CHECKSUM.start)
         .unwrap_or((packet, &[]));

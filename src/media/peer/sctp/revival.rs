@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rtc_sctp::{AssociationHandle, ClientConfig};
 
-use super::{CHANNELS, PEER, Sctp, Session, contain, transport_config};
+use super::{CHANNELS, Former, PEER, Sctp, Session, contain, transport_config};
 use crate::command::Channel;
 
 /// First repetition; the time doubles with each.
@@ -32,7 +32,7 @@ pub(super) struct Revival {
 }
 
 impl Revival {
-    fn new(channels: &[(Channel, u16)]) -> Self {
+    pub(super) fn new(channels: &[(Channel, u16)]) -> Self {
         let mut streams = [None; CHANNELS.len()];
         for (channel, id) in channels {
             // What the client says is not to be trusted: each stream serves one channel.
@@ -91,19 +91,37 @@ impl Revival {
 }
 
 impl Sctp {
-    /// The client has these channels open on an association that is not known here.
-    pub(in crate::peer) fn revive(&mut self, channels: &[(Channel, u16)]) {
+    /// The client has these channels open on an association that is not known here, but for where it
+    /// stood at the former node.
+    pub(in crate::peer) fn revive(&mut self, channels: &[(Channel, u16)], former: Option<Former>) {
         self.revival = Some(Revival::new(channels));
+        self.resumable = former.filter(|former| former.standing.skips);
     }
 
-    /// Packets reach the client from now on: begins the association that waits for this.
+    /// Packets reach the client from now on: goes on with the association that waits for this, or
+    /// begins it anew.
     pub(in crate::peer) fn begin(&mut self, now: Instant) {
+        let Some(revival) = &self.revival else {
+            return;
+        };
+        if revival.handle.is_some() || self.current.is_some() || self.continuation.is_some() {
+            return;
+        }
+        let channels = revival.channels();
+        let former = self.resumable.take().filter(|_| !channels.is_empty());
+        if let Some(former) = former
+            && self.resume(now, former, &channels)
+        {
+            return;
+        }
+        self.begin_anew(now);
+    }
+
+    /// The client has an association and is to begin it anew.
+    pub(super) fn begin_anew(&mut self, now: Instant) {
         let Some(revival) = &mut self.revival else {
             return;
         };
-        if revival.handle.is_some() || self.current.is_some() {
-            return;
-        }
         let (endpoint, limits) = (&mut self.endpoint, &self.limits);
         let begun = contain("sctp", || {
             endpoint.connect(now, ClientConfig::new(transport_config(limits)), PEER)

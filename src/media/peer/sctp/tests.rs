@@ -1,6 +1,7 @@
 //! Data channels with a client made from rtc-sctp, over a network that loses packets, on a virtual
 //! clock, without the DTLS between.
 
+mod continuation;
 mod restart;
 
 use std::collections::{HashMap, HashSet};

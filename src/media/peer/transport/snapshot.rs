@@ -1,10 +1,11 @@
 //! An established transport as another node needs it to continue: reported by the engine, sealed and
 //! carried by the shell, read again by the engine of another node.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::discard::Discard;
 use crate::peer::dtls::{DtlsSnapshot, Fingerprint};
+use crate::peer::sctp::Standing;
 
 /// Most SSRCs of each kind that a snapshot names; the transport forgets or refuses more as well.
 pub(super) const STREAMS_MAX: usize = 1024;
@@ -38,6 +39,15 @@ pub(super) struct Fields {
     pub(super) received: Vec<(u32, u64)>,
     /// The same for SRTCP.
     pub(super) rtcp_received: Vec<(u32, u64)>,
+    /// The data channels' association. Last, since former releases do not write it and do not read
+    /// so far.
+    #[serde(deserialize_with = "none_if_absent")]
+    pub(super) sctp: Option<Standing>,
+}
+
+/// What former releases wrote ends before this field.
+fn none_if_absent<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Standing>, D::Error> {
+    Ok(Option::deserialize(from).unwrap_or_default())
 }
 
 /// A snapshot says what cannot be.
@@ -56,6 +66,7 @@ impl TryFrom<Fields> for TransportSnapshot {
         ];
         let sane = lens.iter().all(|len| *len <= STREAMS_MAX)
             && u64::from(fields.rtcp_sent) <= RTCP_INDEX_MAX
+            && fields.sctp.as_ref().is_none_or(Standing::is_sane)
             && fields
                 .received
                 .iter()
@@ -172,9 +183,34 @@ mod tests {
         assert_eq!(snapshot.fields().rtcp_sent, 5);
         assert_eq!(snapshot.fields().dtls.sequence(), 300);
         assert_eq!(snapshot.shown(), Fingerprint([3; 32]));
-        assert_eq!(snapshot.to_bytes(), bytes);
+        // A release without data channels in it wrote this, and reads no farther.
+        let written = snapshot.to_bytes();
+        assert_eq!(written.strip_prefix(&bytes[..]), Some(&[0][..]));
         let text = format!("{snapshot:?}");
         assert!(text.len() < 120, "keys do not show: {text}");
+    }
+
+    #[test]
+    fn an_association_is_behind_all_else() {
+        let good = encoded(&[0], &[5], &[0]);
+        // Tags 1 and 2, FORWARD TSN, streams 3 and 4, window 5, TSNs 6, 7 and 8, stream 9 at 10.
+        let association = [1, 1, 2, 1, 3, 4, 5, 6, 7, 8, 1, 9, 10];
+        let bytes = [&good[..], &association].concat();
+        let snapshot = TransportSnapshot::from_bytes(&bytes).expect("reads");
+        assert!(snapshot.fields().sctp.is_some());
+        assert_eq!(snapshot.to_bytes(), bytes);
+        // What a former release does, which ignores what is behind its last field.
+        let former = TransportSnapshot::from_bytes(&good).expect("reads");
+        assert_eq!(former.fields().sctp, None);
+        // One that was damaged is no better than none; one that cannot be is refused.
+        let cut = TransportSnapshot::from_bytes(&bytes[..bytes.len() - 1]).expect("reads");
+        assert_eq!(cut.fields().sctp, None);
+        let mut no_tag = bytes;
+        no_tag[good.len() + 1] = 0;
+        assert_eq!(
+            TransportSnapshot::from_bytes(&no_tag),
+            Err(Discard::Malformed)
+        );
     }
 
     #[test]
@@ -186,7 +222,7 @@ mod tests {
             assert_eq!(cut, Err(Discard::Malformed), "{len}");
         }
         let mut longer = good.clone();
-        longer.push(0);
+        longer.extend([0, 0]);
         let mut other = good.clone();
         other[0] = VERSION + 1;
         // 1,025 SSRCs; an SRTCP index of 2^31; an RTP index of 2^48.

@@ -8,54 +8,85 @@ use dcsctp::api::{
 
 use super::*;
 
-const DELAY: Duration = Duration::from_millis(10);
+pub(super) const DELAY: Duration = Duration::from_millis(10);
 const DCEP: u32 = 50;
-const BINARY: u32 = 53;
+pub(super) const BINARY: u32 = 53;
 
 /// A browser's association.
-struct Browser {
-    socket: Socket,
+pub(super) struct Browser {
+    pub(super) socket: Socket,
     start: Instant,
-    restarts: u32,
-    received: Vec<(u16, Vec<u8>)>,
+    /// A moment to stop at, besides those of the association.
+    wake: Option<Instant>,
+    resets: Vec<StreamId>,
+    pub(super) restarts: u32,
+    pub(super) received: Vec<(u16, Vec<u8>)>,
 }
 
 impl Browser {
-    fn new(start: Instant) -> Self {
+    pub(super) fn new(start: Instant) -> Self {
         let mut socket = Socket::new("browser", &Options::default());
         socket.connect();
         Self {
             socket,
             start,
+            wake: None,
+            resets: Vec::new(),
             restarts: 0,
             received: Vec::new(),
         }
     }
 
-    fn send(&mut self, stream: u16, ppid: u32, payload: &[u8]) {
+    pub(super) fn send(&mut self, stream: u16, ppid: u32, payload: &[u8]) {
+        self.send_with(stream, ppid, payload, None);
+    }
+
+    /// Unordered and never sent twice.
+    pub(super) fn send_lossy(&mut self, stream: u16, payload: &[u8]) {
+        self.send_with(stream, BINARY, payload, Some(0));
+    }
+
+    fn send_with(&mut self, stream: u16, ppid: u32, payload: &[u8], lossy: Option<u16>) {
         let message = DcMessage::new(StreamId(stream), PpId(ppid), payload.to_vec());
         let options = SendOptions {
-            unordered: false,
+            unordered: lossy.is_some(),
             lifetime: None,
-            max_retransmissions: None,
+            max_retransmissions: lossy,
             lifecycle_id: None,
         };
         self.socket.send(message, &options).expect("sends");
     }
 
-    fn deadline(&self) -> Option<Instant> {
-        let at = self.socket.poll_timeout();
-        (at != SocketTime::infinite_future()).then(|| self.start + (at - SocketTime::zero()))
+    pub(super) fn wake_at(&mut self, at: Instant) {
+        self.wake = Some(at);
     }
 
-    fn drive(&mut self, now: Instant) -> Vec<Bytes> {
+    /// Closes a channel.
+    pub(super) fn reset(&mut self, stream: u16) {
+        self.socket.reset_streams(&[StreamId(stream)]).expect("can");
+    }
+
+    pub(super) fn was_reset(&self, stream: u16) -> bool {
+        self.resets.contains(&StreamId(stream))
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let at = self.socket.poll_timeout();
+        let at =
+            (at != SocketTime::infinite_future()).then(|| self.start + (at - SocketTime::zero()));
+        at.into_iter().chain(self.wake).min()
+    }
+
+    pub(super) fn drive(&mut self, now: Instant) -> Vec<Bytes> {
         self.socket
             .advance_time(SocketTime::zero() + (now - self.start));
+        self.wake.take_if(|at| *at <= now);
         let mut packets = Vec::new();
         while let Some(event) = self.socket.poll_event() {
             match event {
                 SocketEvent::SendPacket(packet) => packets.push(packet.into()),
                 SocketEvent::OnConnectionRestarted() => self.restarts += 1,
+                SocketEvent::OnStreamsResetPerformed(ids) => self.resets.extend(ids),
                 SocketEvent::OnAborted(kind, reason) => panic!("aborted: {kind:?} {reason}"),
                 SocketEvent::OnClosed() => panic!("closed"),
                 _ => {}
@@ -70,15 +101,20 @@ impl Browser {
     }
 }
 
-struct Link {
-    now: Instant,
-    browser: Browser,
-    server: Sctp,
-    wire: VecDeque<(Instant, bool, Bytes)>,
+pub(super) struct Link {
+    pub(super) now: Instant,
+    pub(super) browser: Browser,
+    pub(super) server: Sctp,
+    pub(super) wire: VecDeque<(Instant, bool, Bytes)>,
     /// Packets of the server that are still lost on purpose.
-    losses: usize,
-    opened: Vec<Channel>,
-    received: Vec<(Channel, Bytes)>,
+    pub(super) losses: usize,
+    /// The same of the client.
+    pub(super) losses_up: usize,
+    /// Share of packets that the network loses, both ways.
+    pub(super) loss: f64,
+    rng: ChaCha8Rng,
+    pub(super) opened: Vec<Channel>,
+    pub(super) received: Vec<(Channel, Bytes)>,
 }
 
 impl Link {
@@ -90,20 +126,27 @@ impl Link {
             server: Sctp::new(ChannelPlan::Client, DataLimits::default()),
             wire: VecDeque::new(),
             losses: 0,
+            losses_up: 0,
+            loss: 0.0,
+            rng: ChaCha8Rng::seed_from_u64(1),
             opened: Vec::new(),
             received: Vec::new(),
         }
     }
 
-    fn flush(&mut self) {
+    pub(super) fn flush(&mut self) {
         let due = self.now + DELAY;
         for packet in self.browser.drive(self.now) {
-            self.wire.push_back((due, true, packet));
+            if self.losses_up > 0 {
+                self.losses_up -= 1;
+            } else if !self.rng.random_bool(self.loss) {
+                self.wire.push_back((due, true, packet));
+            }
         }
         while let Some(packet) = self.server.poll_transmit() {
             if self.losses > 0 {
                 self.losses -= 1;
-            } else {
+            } else if !self.rng.random_bool(self.loss) {
                 self.wire.push_back((due, false, packet));
             }
         }
@@ -116,7 +159,7 @@ impl Link {
     }
 
     /// Runs until `done`, which must be within `limit`; gives the time it took.
-    fn run(&mut self, limit: Duration, mut done: impl FnMut(&Self) -> bool) -> Duration {
+    pub(super) fn run(&mut self, limit: Duration, mut done: impl FnMut(&Self) -> bool) -> Duration {
         let start = self.now;
         self.flush();
         while !done(self) {
@@ -141,7 +184,7 @@ impl Link {
     }
 
     /// Connected, with the reliable channel open on stream 2.
-    fn opened() -> Self {
+    pub(super) fn opened() -> Self {
         let mut link = Self::new();
         let open = Message::DataChannelOpen(DataChannelOpen {
             channel_type: ChannelType::Reliable,
@@ -159,20 +202,23 @@ impl Link {
     /// Another node takes over; nothing of the old one is left.
     fn replace_server(&mut self) {
         self.server = Sctp::new(ChannelPlan::Client, DataLimits::default());
-        self.server.revive(&[
-            (Channel::Reliable, 2),
-            // Nonsense of a client is dropped.
-            (Channel::Lossy, 2),
-            (Channel::DataTrack, u16::MAX),
-            (Channel::Reliable, 4),
-        ]);
+        self.server.revive(
+            &[
+                (Channel::Reliable, 2),
+                // Nonsense of a client is dropped.
+                (Channel::Lossy, 2),
+                (Channel::DataTrack, u16::MAX),
+                (Channel::Reliable, 4),
+            ],
+            None,
+        );
         self.wire.clear();
         self.opened.clear();
         self.received.clear();
     }
 
     /// Ten messages each way, in order.
-    fn talk(&mut self) {
+    pub(super) fn talk(&mut self) {
         let received = self.browser.received.len();
         for number in 0..10_u8 {
             self.browser.send(2, BINARY, &[number]);
@@ -249,7 +295,7 @@ fn lost_handshake_packets_are_repeated_soon() {
 fn both_ends_may_begin_at_once() {
     // The client had no association yet when its session moved.
     let mut link = Link::new();
-    link.server.revive(&[(Channel::Reliable, 2)]);
+    link.server.revive(&[(Channel::Reliable, 2)], None);
     link.server.begin(link.now);
     link.run(Duration::from_secs(2), |link| {
         link.opened == [Channel::Reliable]
@@ -280,7 +326,7 @@ fn this_crates_client_takes_a_restart_too() {
     let mut net = Net::opened_by_client(0.0);
     net.server = Sctp::new(ChannelPlan::Client, DataLimits::default());
     net.server
-        .revive(&[(Channel::Lossy, 0), (Channel::Reliable, 2)]);
+        .revive(&[(Channel::Lossy, 0), (Channel::Reliable, 2)], None);
     net.opened.clear();
     net.server.begin(net.now);
     net.run(|net| net.opened == [Channel::Reliable, Channel::Lossy]);
