@@ -208,8 +208,14 @@ impl Continuation {
                     let ids = translate_reset(out.copy(chunk.bytes), 0, requests, offset);
                     ids.iter().for_each(|ids| inward.reset(ids));
                 }
+                // The former node took it, and its answer was lost.
+                wire::COOKIE_ECHO => {
+                    let mut answer = Packet::new(self.client_tag);
+                    answer.push(wire::COOKIE_ACK, &[]);
+                    self.outbox.extend(answer.seal());
+                }
                 // Of a handshake that is long over.
-                wire::INIT | wire::INIT_ACK | wire::COOKIE_ECHO | wire::COOKIE_ACK => {}
+                wire::INIT | wire::INIT_ACK | wire::COOKIE_ACK => {}
                 _ => {
                     out.copy(chunk.bytes);
                 }
