@@ -228,6 +228,7 @@ fn continue_peer(
         transport,
         descriptions,
         channels: vec![(Channel::Reliable, 1), (Channel::Lossy, 3)],
+        sequence: 7,
     };
     let mut commands = vec![
         Command::CreatePeer {
