@@ -370,7 +370,11 @@ impl Live {
             core.media(media::Command::RestartIce);
         }
         self.held_bytes = 0;
-        for message in std::mem::take(&mut self.held) {
+        let mut held: Vec<_> = std::mem::take(&mut self.held).into();
+        // What other nodes send again may have come behind what is new, and only what is above the
+        // last number of its sender is passed on.
+        held.sort_by_key(|message| message.sequence);
+        for message in held {
             self.handle_data_of_others(core, &message);
         }
     }

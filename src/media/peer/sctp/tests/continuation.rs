@@ -542,6 +542,57 @@ proptest! {
     }
 }
 
+proptest! {
+    /// Whatever a client sends: no panic, and no time that does not pass.
+    #[test]
+    fn a_client_may_send_anything(
+        packets in proptest::collection::vec(
+            proptest::collection::vec(
+                (
+                    proptest::sample::select(vec![0_u8, 3, 4, 10, 130, 192]),
+                    any::<u8>(),
+                    proptest::collection::vec(prop_oneof![Just(0_u8), any::<u8>()], 0..40),
+                    any::<bool>(),
+                ),
+                1..4,
+            ),
+            1..12,
+        ),
+        accepted in any::<bool>(),
+    ) {
+        let mut link = Link::ready();
+        let standing = link.standing();
+        link.kill(standing.clone(), 0);
+        if accepted {
+            link.accept();
+        } else {
+            link.server.begin(link.now);
+        }
+        for chunks in packets {
+            let mut packet = wire::Packet::new(standing.our_tag);
+            for (kind, flags, mut value, is_near) in chunks {
+                // A number close to those in use gets farther.
+                if is_near {
+                    wire::add_u32(&mut value, 0, standing.acknowledged);
+                    if let Some(first) = value.get_mut(..2) {
+                        first.copy_from_slice(&standing.acknowledged.to_be_bytes()[..2]);
+                    }
+                }
+                let mut chunk = vec![kind, flags, 0, value.len() as u8 + 4];
+                chunk.extend(value);
+                packet.copy(&chunk);
+            }
+            let _ = link.server.handle(link.now, packet.seal().expect("has chunks"));
+            link.flush();
+        }
+        while let Some(at) = link.server.deadline().filter(|at| *at < link.now + PATIENCE) {
+            link.server.handle_timeout(at);
+            while link.server.poll_transmit().is_some() {}
+            link.now = link.now.max(at) + Duration::from_millis(1);
+        }
+    }
+}
+
 #[test]
 fn checksums_are_those_of_the_wire() {
     let mut link = Link::ready();
