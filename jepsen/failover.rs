@@ -2,7 +2,7 @@
 //!
 //! Promise: nobody leaves, nothing is lost, media is back in a fraction of a second. The clients say what
 //! they saw ([`agents`]), [`judge`] turns that into figures, [`report`] prints them; [`mod@run`] does the
-//! rounds and [`faults`] the damage. Runs in the namespaces of a [`Lab`].
+//! rounds and [`faults`] the damage. Runs in the namespaces of a [`Lab`](crate::lab::Lab).
 
 pub(crate) mod agents;
 mod detection;

@@ -1,5 +1,5 @@
 //! What a plan with people on real SDKs plays on: a cluster in namespaces, a front for each client, the
-//! clients' processes. Plans differ in what they do to it ([`super::run`], [`crate::rolling`]);
+//! clients' processes. Plans differ in what they do to it ([`super::run()`], [`crate::rolling`]);
 //! gathering, waiting until all is well, and judging are here.
 
 use std::net::SocketAddr;
