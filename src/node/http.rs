@@ -113,7 +113,7 @@ async fn health(State(shared): State<Arc<Shared>>) -> Response {
 }
 
 /// Whether changes can be expected to go through.
-fn can_change(status: &Status) -> bool {
+pub(crate) fn can_change(status: &Status) -> bool {
     let voters = status.members.iter().filter(|member| member.voter).count();
     let leads = status.role == Role::Leader;
     status.leader.is_some() && !(leads && is_cut_off(voters, status.quorum_silent))

@@ -53,6 +53,8 @@ mod membership;
 
 use membership::{Membership, enroll_request};
 
+/// A drain is given up after so long without a leader: the other nodes are stopping as well.
+const UNLED_MAX: Duration = Duration::from_secs(2);
 /// Longest wait for sessions to take leave when the node stops.
 const LEAVE_MAX: Duration = Duration::from_secs(3);
 /// How long clients get to come back elsewhere before what they left behind here is removed.
@@ -507,7 +509,17 @@ impl Node {
             warn!(%error, "this node stops without moving its participants");
             return;
         }
+        // When this node last knew a leader with a majority: without one nobody moves.
+        let mut led = Instant::now();
         while !is_empty() {
+            if http::can_change(&self.group.status()) {
+                led = Instant::now();
+            }
+            let is_alone = !drain::has_successor(&self.group.state(), self.id);
+            if is_alone || led.elapsed() > UNLED_MAX {
+                warn!("no other node can take participants any more");
+                return;
+            }
             if begun.elapsed() > self.config.drain_timeout {
                 warn!("not everybody moved in time");
                 return;
