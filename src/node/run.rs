@@ -53,6 +53,8 @@ mod membership;
 
 use membership::{Membership, enroll_request};
 
+/// How long clients that were asked to move may take before whoever is left moves at once.
+const STRAGGLERS_MAX: Duration = Duration::from_secs(3);
 /// A drain is given up after so long without a leader: the other nodes are stopping as well.
 const UNLED_MAX: Duration = Duration::from_secs(2);
 /// Longest wait for sessions to take leave when the node stops.
@@ -509,6 +511,10 @@ impl Node {
             warn!(%error, "this node stops without moving its participants");
             return;
         }
+        // Clients that are there move when they are asked; others would be waited for in vain.
+        let moving = self.hub.session_count() as f64 / f64::from(self.config.drain_per_second);
+        let patience = self.config.drain_notice + Duration::from_secs_f64(moving) + STRAGGLERS_MAX;
+        let patience = patience.min(self.config.drain_timeout);
         // When this node last knew a leader with a majority: without one nobody moves.
         let mut led = Instant::now();
         while !is_empty() {
@@ -520,7 +526,7 @@ impl Node {
                 warn!("no other node can take participants any more");
                 return;
             }
-            if begun.elapsed() > self.config.drain_timeout {
+            if begun.elapsed() > patience {
                 warn!("not everybody moved in time");
                 return;
             }
