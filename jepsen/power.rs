@@ -24,7 +24,7 @@ use tokio::task::JoinHandle;
 use crate::clock::now_ms;
 use crate::failover::judge::Touched;
 use crate::failover::report::{self, Report, Round};
-use crate::failover::stage::{BEFORE, Cast, LIVE_MAX, REPORTED, ROOM, Stage, places};
+use crate::failover::stage::{BEFORE, Cast, LIVE_MAX, ROOM, Stage, places};
 use crate::history::{History, Kind};
 use crate::lab::{self, NODES, Names, SWITCH_ADDRESS};
 use crate::workload::{Survey, Worker};
@@ -109,19 +109,9 @@ pub(crate) async fn run(options: Options, out: Option<PathBuf>) -> Result<Verdic
     }
     let mut stage = Stage::set(options.cast(), names, &places).await?;
     let outcome = play(&mut stage, &mut rack, &options, out.as_deref()).await;
-    if let Err(failure) = &outcome {
-        say(&format!("the run failed: {failure:#}"));
-    }
-    let is_sound = |(_, violations): &(Report, Vec<String>)| violations.is_empty();
-    if !outcome.as_ref().is_ok_and(is_sound) {
-        stage.keep_logs(&options.json)?;
-    }
-    let stopped = stage.strike().await;
-    let (report, violations) = outcome?;
-    stopped?;
-    report.write(&options.json)?;
-    report::print(&report);
-    Ok(Verdict::of(violations, options.report_only))
+    stage
+        .conclude(outcome, &options.json, false, options.report_only)
+        .await
 }
 
 async fn play(
@@ -141,11 +131,9 @@ async fn play(
         for violation in &found {
             say(&format!("  {violation}"));
         }
+        round.write(out, &format!("power-{number}"))?;
         if let Some(out) = out {
-            std::fs::create_dir_all(out)?;
             history.write(&out.join(format!("power-{number}.jsonl")))?;
-            let file = out.join(format!("power-{number}.json"));
-            std::fs::write(file, serde_json::to_vec(&round)?)?;
         }
         rounds.push(round);
         violations.extend(found);
@@ -169,10 +157,7 @@ async fn round(
     let writers = Writers::start(stage, &hit, number, history);
     tokio::time::sleep(WORK).await;
     let before = present(stage, hit[0])?;
-    let from = now_ms() - BEFORE;
-    for agent in &stage.agents {
-        agent.forget(from);
-    }
+    stage.record_from(now_ms() - BEFORE);
     let at = now_ms();
     cut(stage, rack, options, &hit)?;
     tokio::time::sleep(Duration::from_secs_f64(options.dark)).await;
@@ -202,13 +187,11 @@ async fn round(
         ));
     }
     stage.wait_until_whole()?;
-    stage.watch(calm).await;
-    let end = now_ms() - REPORTED.as_secs_f64() * 1e3;
     let touched = match options.only {
         Some(only) => Touched::Node(only),
         None => Touched::All,
     };
-    let judgement = stage.judge_settled(touched, at, end).await;
+    let judgement = stage.observe(touched, at, calm).await;
     drop(clients);
     say(&format!(
         "{} node(s) without power for {:.1} s, all answer {:.1} s after it is back; {joins} joins, \

@@ -16,7 +16,7 @@ use crate::clock::{Ms, now_ms};
 use crate::failover::judge::Touched;
 use crate::failover::report::{self, Report, Round};
 use crate::failover::run::prove;
-use crate::failover::stage::{BEFORE, Cast, LIVE_MAX, REPORTED, Stage, places};
+use crate::failover::stage::{BEFORE, Cast, LIVE_MAX, Stage, places};
 use crate::lab::{self, NODES, Names};
 use crate::wire::capture::Capture;
 use crate::{Verdict, say};
@@ -87,19 +87,10 @@ pub(crate) async fn run(options: Options, out: Option<PathBuf>) -> Result<Verdic
     let names = Names(lab);
     let mut stage = Stage::set(options.cast(), names, &places(names, Some(&old))).await?;
     let outcome = play(&mut stage, &options, &old, &new, out.as_deref()).await;
-    if let Err(failure) = &outcome {
-        say(&format!("the run failed: {failure:#}"));
-    }
-    let is_sound = |report: &Report| report.violations().is_empty();
-    if !outcome.as_ref().is_ok_and(is_sound) {
-        stage.keep_logs(&options.json)?;
-    }
-    let stopped = stage.strike().await;
-    let report = outcome?;
-    stopped?;
-    report.write(&options.json)?;
-    report::print(&report);
-    Ok(Verdict::of(report.violations(), options.report_only))
+    let outcome = outcome.map(Report::judged);
+    stage
+        .conclude(outcome, &options.json, false, options.report_only)
+        .await
 }
 
 async fn play(
@@ -141,11 +132,7 @@ async fn play(
         for (number, id) in (0..).zip(1..=NODES) {
             let round = replace(stage, number, id, program).await?;
             report::print_round(name, &round);
-            if let Some(out) = out {
-                std::fs::create_dir_all(out)?;
-                let file = format!("rolling-{index}-{id}.json");
-                std::fs::write(out.join(file), serde_json::to_vec(&round)?)?;
-            }
+            round.write(out, &format!("rolling-{index}-{id}"))?;
             rounds.push(round);
         }
         let wire = running
@@ -163,10 +150,7 @@ async fn replace(stage: &mut Stage, number: u32, id: u64, program: &Path) -> Res
     stage.see_homes()?;
     let leader = stage.leader()?;
     tokio::time::sleep(Duration::from_millis(BEFORE as u64)).await;
-    let from = now_ms() - BEFORE;
-    for agent in &stage.agents {
-        agent.forget(from);
-    }
+    stage.record_from(now_ms() - BEFORE);
     let people = stage.homes.iter().filter(|home| **home == id).count();
     let at = now_ms();
     tokio::task::block_in_place(|| stage.cluster.node(id).terminate())?;
@@ -179,9 +163,7 @@ async fn replace(stage: &mut Stage, number: u32, id: u64, program: &Path) -> Res
         .wait_until_whole()
         .with_context(|| format!("node {id} runs {} now", program.display()))?;
     let whole = now_ms();
-    stage.watch(whole).await;
-    let end = now_ms() - REPORTED.as_secs_f64() * 1e3;
-    let judgement = stage.judge_settled(Touched::Node(id), at, end).await;
+    let judgement = stage.observe(Touched::Node(id), at, whole).await;
     let seconds = |from: Ms, to: Ms| (to - from) / 1e3;
     say(&format!(
         "node {id} with {people} people: stopped after {:.1} s, answers {:.1} s later, whole {:.1} s after that; {}",

@@ -45,6 +45,18 @@ pub(crate) struct Round {
     pub(crate) judgement: Judgement,
 }
 
+impl Round {
+    /// Keeps it as JSON in `folder`, if one was asked for.
+    pub(crate) fn write(&self, folder: Option<&Path>, name: &str) -> Result<()> {
+        if let Some(folder) = folder {
+            std::fs::create_dir_all(folder)?;
+            let file = folder.join(format!("{name}.json"));
+            std::fs::write(file, serde_json::to_vec(self)?)?;
+        }
+        Ok(())
+    }
+}
+
 /// Whose kind a row is about.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -140,8 +152,14 @@ impl Report {
         self.faults.push(section);
     }
 
+    /// With what in it breaks the promise.
+    pub(crate) fn judged(self) -> (Self, Vec<String>) {
+        let violations = self.violations();
+        (self, violations)
+    }
+
     /// What the promise forbids and the run saw.
-    pub(crate) fn violations(&self) -> Vec<String> {
+    fn violations(&self) -> Vec<String> {
         let mut found = Vec::new();
         for section in &self.faults {
             let name = section.fault;

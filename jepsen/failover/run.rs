@@ -12,7 +12,7 @@ use super::detection;
 use super::faults::Fault;
 use super::judge::Touched;
 use super::report::{self, Report, Round};
-use super::stage::{BEFORE, LIVE_MAX, REPORTED, Stage, places};
+use super::stage::{BEFORE, LIVE_MAX, Stage, places};
 use crate::clock::now_ms;
 use crate::lab::{NODES, Names, node_address};
 use crate::wire::capture::{Capture, Reader};
@@ -38,19 +38,11 @@ pub(super) async fn run(options: Options, names: Names, out: Option<PathBuf>) ->
     }
     let mut stage = Stage::set(options.cast(), names, &places(names, None)).await?;
     let outcome = stage.play(&options, &faults, out.as_deref()).await;
-    if let Err(failure) = &outcome {
-        say(&format!("the run failed: {failure:#}"));
-    }
-    let is_sound = |report: &report::Report| report.violations().is_empty();
-    if out.is_some() || !outcome.as_ref().is_ok_and(is_sound) {
-        stage.keep_logs(&options.json)?;
-    }
-    let stopped = stage.strike().await;
-    let report = outcome?;
-    stopped?;
-    report.write(&options.json)?;
-    report::print(&report);
-    Ok(Verdict::of(report.violations(), options.report_only))
+    let outcome = outcome.map(Report::judged);
+    let wants_logs = out.is_some();
+    stage
+        .conclude(outcome, &options.json, wants_logs, options.report_only)
+        .await
 }
 
 impl Stage {
@@ -78,11 +70,7 @@ impl Stage {
             for number in 0..options.rounds {
                 let round = self.round(*fault, number).await?;
                 report::print_round(fault.name(), &round);
-                if let Some(out) = out {
-                    std::fs::create_dir_all(out)?;
-                    let name = format!("failover-{}-{number}.json", fault.name());
-                    std::fs::write(out.join(name), serde_json::to_vec(&round)?)?;
-                }
+                round.write(out, &format!("failover-{}-{number}", fault.name()))?;
                 rounds.push(round);
             }
             let wire = capture.map(|capture| prove(capture, out)).transpose()?;
@@ -99,10 +87,7 @@ impl Stage {
         self.gather().await?;
         self.wait_until_live(LIVE_MAX).await?;
         tokio::time::sleep(Duration::from_millis(BEFORE as u64)).await;
-        let from = now_ms() - BEFORE;
-        for agent in &self.agents {
-            agent.forget(from);
-        }
+        self.record_from(now_ms() - BEFORE);
         let at = fault.inject(touched, &mut self.cluster, &self.network)?;
         let mut calm = at;
         if let Some(lasts) = fault.lasts() {
@@ -110,9 +95,7 @@ impl Stage {
             fault.undo(touched, &mut self.cluster, &self.network)?;
             calm = now_ms();
         }
-        self.watch(calm).await;
-        let end = now_ms() - REPORTED.as_secs_f64() * 1e3;
-        let judgement = self.judge_settled(touched, at, end).await;
+        let judgement = self.observe(touched, at, calm).await;
         let hit = match touched {
             Touched::Node(id) => Some(id),
             _ => None,

@@ -15,11 +15,11 @@ use testkit::token;
 
 use super::agents::{Agent, Kind, Media};
 use super::judge::{Client, Judgement, Touched, Window, judge};
-use super::report::Quiet;
+use super::report::{self, Quiet, Report};
 use crate::clock::{Ms, now_ms};
 use crate::front::Fronts;
 use crate::lab::{NODES, Names, Network, SWITCH_ADDRESS, node_address};
-use crate::say;
+use crate::{Verdict, say};
 
 /// Everybody talks in it.
 pub(crate) const ROOM: &str = "failover";
@@ -37,7 +37,7 @@ const MESSAGES_MAX: Ms = 5_000.0;
 /// What is recorded before the fault.
 pub(crate) const BEFORE: Ms = 3_000.0;
 /// Agents report four times a second.
-pub(crate) const REPORTED: Duration = Duration::from_millis(600);
+const REPORTED: Duration = Duration::from_millis(600);
 
 /// Who talks.
 #[derive(Clone, Copy, Debug)]
@@ -124,8 +124,22 @@ impl Stage {
         })
     }
 
+    /// Begins a window: what the clients saw before `from` does not count.
+    pub(crate) fn record_from(&self, from: Ms) {
+        for agent in &self.agents {
+            agent.forget(from);
+        }
+    }
+
+    /// Ends a window that began with a fault at `at`, undone at `calm`: waits until all is well, and judges.
+    pub(crate) async fn observe(&self, touched: Touched, at: Ms, calm: Ms) -> Judgement {
+        self.watch(calm).await;
+        let end = now_ms() - REPORTED.as_secs_f64() * 1e3;
+        self.judge_settled(touched, at, end).await
+    }
+
     /// Waits until all is well again and stays so, for as long as a window may last.
-    pub(crate) async fn watch(&self, calm: Ms) {
+    async fn watch(&self, calm: Ms) {
         let mut well_since = None;
         while now_ms() < calm + WINDOW_MAX {
             let well = now_ms() > calm + WINDOW_MIN && self.silent().is_empty();
@@ -142,7 +156,7 @@ impl Stage {
     }
 
     /// Judges once every message has arrived that is still on its way, or after a while.
-    pub(crate) async fn judge_settled(&self, touched: Touched, at: Ms, end: Ms) -> Judgement {
+    async fn judge_settled(&self, touched: Touched, at: Ms, end: Ms) -> Judgement {
         let deadline = now_ms() + MESSAGES_MAX;
         loop {
             let judgement = self.judge(touched, at, end);
@@ -181,10 +195,7 @@ impl Stage {
 
     /// What the machine does to media without a fault.
     pub(crate) async fn quiet(&mut self, seconds: f64) -> Result<Quiet> {
-        let from = now_ms();
-        for agent in &self.agents {
-            agent.forget(from);
-        }
+        self.record_from(now_ms());
         // Reports come in batches: the window begins when none of before is on its way any more.
         tokio::time::sleep(Duration::from_millis(BEFORE as u64)).await;
         let at = now_ms();
@@ -349,8 +360,32 @@ impl Stage {
         })
     }
 
+    /// Ends a run with its report and what broke the promise: everything stops, the report is written and
+    /// printed. Logs are kept where something is wrong, and if `wants_logs`.
+    pub(crate) async fn conclude(
+        self,
+        outcome: Result<(Report, Vec<String>)>,
+        json: &Path,
+        wants_logs: bool,
+        report_only: bool,
+    ) -> Result<Verdict> {
+        if let Err(failure) = &outcome {
+            say(&format!("the run failed: {failure:#}"));
+        }
+        let is_sound = matches!(&outcome, Ok((_, violations)) if violations.is_empty());
+        if wants_logs || !is_sound {
+            self.keep_logs(json)?;
+        }
+        let stopped = self.strike().await;
+        let (report, violations) = outcome?;
+        stopped?;
+        report.write(json)?;
+        report::print(&report);
+        Ok(Verdict::of(violations, report_only))
+    }
+
     /// Copies logs beside the report, for whoever looks into a failure.
-    pub(crate) fn keep_logs(&self, beside: &Path) -> Result<()> {
+    fn keep_logs(&self, beside: &Path) -> Result<()> {
         let folder = beside.with_extension("logs");
         std::fs::create_dir_all(&folder)?;
         for node in &self.cluster.nodes {
@@ -363,7 +398,7 @@ impl Stage {
     }
 
     /// Ends everything.
-    pub(crate) async fn strike(self) -> Result<()> {
+    async fn strike(self) -> Result<()> {
         let _ = self.network.heal();
         join_all(self.agents.into_iter().map(Agent::quit)).await;
         let mut cluster = self.cluster;

@@ -57,6 +57,13 @@ impl Link {
         assert!(took <= 2 * DELAY, "one round trip: {took:?}");
     }
 
+    /// The server dies, nobody answers for a while, another goes on.
+    fn take_over(&mut self, standing: Standing, sequence: u32, outage: Duration) {
+        self.kill(standing, sequence);
+        self.outage(outage);
+        self.accept();
+    }
+
     fn say(&mut self, numbers: std::ops::Range<u8>) {
         for number in numbers {
             self.browser.send(STREAM, BINARY, &[number]);
@@ -99,9 +106,7 @@ fn what_was_on_its_way_arrives_once_and_in_order() {
     link.settle();
     let standing = link.standing();
     link.say(0..5);
-    link.kill(standing, 0);
-    link.outage(Duration::from_millis(300));
-    link.accept();
+    link.take_over(standing, 0, Duration::from_millis(300));
     link.say(5..9);
     link.hear(0..9);
     link.received.clear();
@@ -141,9 +146,7 @@ fn an_idle_client_notices_nothing() {
     link.talk();
     link.settle();
     let standing = link.standing();
-    link.kill(standing, 0);
-    link.outage(Duration::from_secs(3));
-    link.accept();
+    link.take_over(standing, 0, Duration::from_secs(3));
     link.received.clear();
     link.say(0..1);
     let took = link.hear(0..1);
@@ -164,9 +167,7 @@ fn several_servers_die_in_a_row() {
         link.server
             .send(link.now, Channel::Reliable, early.clone())
             .expect("open or waits");
-        link.kill(standing, 0);
-        link.outage(Duration::from_millis(150));
-        link.accept();
+        link.take_over(standing, 0, Duration::from_millis(150));
         link.server
             .send(link.now, Channel::Reliable, early.clone())
             .expect("open");
@@ -184,9 +185,7 @@ fn a_lost_retransmission_is_waited_for() {
     let mut link = Link::ready();
     let standing = link.standing();
     link.say(0..5);
-    link.kill(standing, 0);
-    link.outage(Duration::from_millis(100));
-    link.accept();
+    link.take_over(standing, 0, Duration::from_millis(100));
     link.losses_up = 1;
     link.hear(0..5);
     assert_eq!(link.browser.restarts, 0);
@@ -227,9 +226,7 @@ fn long_messages_arrive_whole() {
     let standing = link.standing();
     link.browser.send(STREAM, BINARY, &[0; 20_000]);
     link.browser.send(STREAM, BINARY, &[1; 20_000]);
-    link.kill(standing, 0);
-    link.outage(Duration::from_millis(100));
-    link.accept();
+    link.take_over(standing, 0, Duration::from_millis(100));
     link.hear(0..2);
     assert!(link.received.iter().all(|(_, m)| m.len() == 20_000));
     assert_eq!(link.browser.restarts, 0);
@@ -246,9 +243,7 @@ fn the_rest_of_a_torn_message_is_skipped() {
     link.run(PATIENCE, |link| link.wire.iter().all(|(_, up, _)| *up));
     assert!(link.heard().is_empty());
     let standing = link.standing();
-    link.kill(standing, 0);
-    link.outage(Duration::from_millis(100));
-    link.accept();
+    link.take_over(standing, 0, Duration::from_millis(100));
     link.run(PATIENCE, |link| link.heard().len() >= 3);
     assert_eq!(link.heard(), [1, 2, 3]);
     assert_eq!(link.server.dropped_in(), 1);
@@ -271,9 +266,7 @@ fn lossy_messages_that_were_given_up_do_not_block() {
         if !reliable_first {
             link.say(0..1);
         }
-        link.kill(standing, 0);
-        link.outage(Duration::from_millis(900));
-        link.accept();
+        link.take_over(standing, 0, Duration::from_millis(900));
         link.say(1..3);
         link.browser.send_lossy(LOSSY, &[9]);
         link.hear(0..3);
@@ -288,9 +281,7 @@ fn a_lossy_message_alone_is_given_up_too() {
     let mut link = Link::ready();
     let standing = link.standing();
     link.browser.send_lossy(LOSSY, &[1]);
-    link.kill(standing, 0);
-    link.outage(Duration::from_millis(600));
-    link.accept();
+    link.take_over(standing, 0, Duration::from_millis(600));
     link.say(0..3);
     link.hear(0..3);
     assert_eq!(link.browser.restarts, 0);
@@ -311,9 +302,7 @@ fn numbers_show_where_the_client_stands() {
     link.settle();
     link.browser.send(STREAM, BINARY, &numbered(4));
     link.browser.send(STREAM, BINARY, &numbered(5));
-    link.kill(standing, 3);
-    link.outage(Duration::from_millis(100));
-    link.accept();
+    link.take_over(standing, 3, Duration::from_millis(100));
     // The first repetition is enough, though no TSN has come twice.
     link.run(Duration::from_millis(700), |link| link.received.len() == 2);
     assert_eq!(link.received[1].1, numbered(5)[..]);
@@ -414,15 +403,7 @@ fn a_client_that_begins_anew_by_itself_is_followed() {
     link.accept();
     link.browser = Browser::new(link.now);
     link.opened.clear();
-    let open = Message::DataChannelOpen(DataChannelOpen {
-        channel_type: ChannelType::Reliable,
-        priority: CHANNEL_PRIORITY_NORMAL,
-        reliability_parameter: 0,
-        label: label(Channel::Reliable).as_bytes().to_vec(),
-        protocol: vec![],
-    });
-    let open = open.marshal().expect("writes");
-    link.browser.send(STREAM, 50, &open);
+    link.open(STREAM);
     link.run(PATIENCE, |link| link.opened == [Channel::Reliable]);
     link.received.clear();
     link.talk();

@@ -186,6 +186,13 @@ impl Link {
     /// Connected, with the reliable channel open on stream 2.
     pub(super) fn opened() -> Self {
         let mut link = Self::new();
+        link.open(2);
+        link.run(Duration::from_secs(1), |link| link.opened.len() == 1);
+        link
+    }
+
+    /// The client opens the reliable channel on a stream.
+    pub(super) fn open(&mut self, stream: u16) {
         let open = Message::DataChannelOpen(DataChannelOpen {
             channel_type: ChannelType::Reliable,
             priority: CHANNEL_PRIORITY_NORMAL,
@@ -194,9 +201,7 @@ impl Link {
             protocol: vec![],
         });
         let open = open.marshal().expect("writes");
-        link.browser.send(2, DCEP, &open);
-        link.run(Duration::from_secs(1), |link| link.opened.len() == 1);
-        link
+        self.browser.send(stream, DCEP, &open);
     }
 
     /// Another node takes over; nothing of the old one is left.
