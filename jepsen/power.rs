@@ -170,10 +170,14 @@ async fn round(
             .try_for_each(|id| stage.cluster.wait_until_answers(*id))
     })?;
     let answers = now_ms();
-    let asked = stage.cluster.node(hit[0]).url.clone();
-    let survey = tokio::task::block_in_place(|| Survey::ask(&asked, &writers.room))?;
-    let after = present(stage, hit[0])?;
+    // What was under way when the power went may be acknowledged now, and a node that answers may still
+    // be applying its log.
+    let room = writers.room.clone();
     let clients = writers.end().await?;
+    stage.wait_until_whole()?;
+    let asked = stage.cluster.node(hit[0]).url.clone();
+    let survey = tokio::task::block_in_place(|| Survey::ask(&asked, &room))?;
+    let after = present(stage, hit[0])?;
     let operations = history.operations();
     let mut violations = survey.check(&operations);
     violations.extend(lost_people(&before, &after));
@@ -186,7 +190,6 @@ async fn round(
              acknowledged: proves nothing"
         ));
     }
-    stage.wait_until_whole()?;
     let touched = match options.only {
         Some(only) => Touched::Node(only),
         None => Touched::All,
