@@ -116,8 +116,7 @@ impl Session {
             resuming.claims.clone(),
             (now, wall),
         );
-        core.protocol = participant.client.protocol;
-        core.single = participant.client.single_peer_connection;
+        core.know(&participant.client);
         core.peers_pending = true;
         let mut adoption = Adoption {
             resuming,

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use flotilla_model::command::Command;
 use flotilla_model::id::{Identity, ParticipantSid, RoomName, UnixMillis};
+use flotilla_model::participant::Client;
 use livekit_protocol as proto;
 use proto::request_response::{Reason, Request};
 use proto::signal_response::Message;
@@ -28,6 +29,8 @@ pub(super) struct Core {
     pub(super) claims: Claims,
     /// Client's signal protocol version.
     pub(super) protocol: u32,
+    /// The client resumes when its signal connection closes, and is asked to in no other way.
+    pub(super) resumes_on_close: bool,
     pub(super) single: bool,
     /// There is a signal connection; without one replies are dropped, because a resume brings
     /// everything anew.
@@ -70,6 +73,7 @@ impl Core {
             sid,
             claims,
             protocol: 0,
+            resumes_on_close: false,
             single: false,
             connected: true,
             peers_pending: false,
@@ -93,6 +97,19 @@ impl Core {
 
     pub(super) fn output(&mut self, output: Output) {
         self.outputs.push_back(output);
+    }
+
+    /// Takes note of what the client is.
+    pub(super) fn know(&mut self, client: &Client) {
+        use proto::client_info::Sdk;
+
+        self.protocol = client.protocol;
+        self.single = client.single_peer_connection;
+        // SDKs on the Rust core note a connection that closes while they resume, as they themselves close
+        // it, for a failure of the resume: the next time they join anew.
+        let on_rust = [Sdk::Rust, Sdk::Python, Sdk::Node, Sdk::Cpp, Sdk::Unity];
+        self.resumes_on_close =
+            client.protocol <= 12 || on_rust.iter().any(|sdk| *sdk as i32 == client.sdk);
     }
 
     pub(super) fn reply(&mut self, message: Message) {

@@ -42,8 +42,7 @@ pub(super) struct Pending {
 impl Pending {
     pub(super) fn propose(core: &mut Core, parameters: JoinParameters) -> Self {
         let client = convert::client(&parameters);
-        core.protocol = client.protocol;
-        core.single = parameters.single_peer_connection;
+        core.know(&client);
         if !parameters.metadata.is_empty() {
             core.claims.metadata.clone_from(&parameters.metadata);
         }

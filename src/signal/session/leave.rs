@@ -67,9 +67,9 @@ pub(super) fn dismiss(core: &mut Core, reason: LeaveReason) -> Flow {
     Flow::End(reason)
 }
 
-/// Tells the client to resume. One that does not know of actions yet does when the connection closes.
+/// Makes the client resume.
 pub(super) fn ask_to_resume(core: &mut Core, reason: i32) {
-    if core.protocol <= 12 {
+    if core.resumes_on_close {
         core.close_signal();
     } else {
         send_leave(core, reason, Action::Resume);

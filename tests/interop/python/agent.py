@@ -169,10 +169,10 @@ class Agent:
                 for tone in TONES
             ]
         )
-        frames = (cycle * 12_000).astype(numpy.int16).reshape(-1, WINDOW)
+        # A whole turn at a time: each frame is a call across the SDK, which costs more than the sound.
+        turn = (cycle * 12_000).astype(numpy.int16)
         while True:
-            for frame in frames:
-                await source.capture_frame(rtc.AudioFrame(frame.tobytes(), SAMPLE_RATE, 1, WINDOW))
+            await source.capture_frame(rtc.AudioFrame(turn.tobytes(), SAMPLE_RATE, 1, len(turn)))
 
     async def paint(self, source):
         begun, count = time.monotonic(), 0

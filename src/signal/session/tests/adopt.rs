@@ -337,6 +337,20 @@ fn how_tracks_are_wanted_moves_along() {
 }
 
 #[test]
+fn clients_on_the_rust_core_are_asked_by_closing_alone() {
+    let mut world = World::new();
+    let mut python = parameters(true);
+    python.client.sdk = proto::client_info::Sdk::Python as i32;
+    let alice = world.join(claims("alice"), python);
+    world.input(alice, Input::Drain);
+    assert_eq!(leave(&world, alice), None);
+    assert_eq!(world.seats[alice].closed, [Close::Signal]);
+    world.input(alice, Input::SignalClosed);
+    world.advance(Duration::from_secs(2));
+    assert_eq!(home(&world, "alice"), NodeId(1));
+}
+
+#[test]
 fn a_drained_session_goes_on_until_another_node_has_it() {
     let mut world = World::new();
     let alice = world.enter("alice");
