@@ -27,7 +27,7 @@ pub(crate) struct Options {
     /// Program of the version before, with which the nodes begin; without it they restart with the same.
     #[arg(long)]
     old: Option<PathBuf>,
-    /// Afterwards go back to it in the same way.
+    /// Before that, upgrade all but the last node and go back.
     #[arg(long)]
     back: bool,
     /// Clients on the Python SDK; spread over the nodes, like those of the other kinds.
@@ -43,7 +43,7 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 2)]
     hears: usize,
     /// Milliseconds between two messages of a client to all others.
-    #[arg(long, default_value_t = 200)]
+    #[arg(long, default_value_t = 1000)]
     pause: u64,
     /// Seconds without a change at the start, that show what the machine does by itself.
     #[arg(long, default_value_t = 5.0)]
@@ -113,23 +113,31 @@ async fn play(
     } else {
         "restart"
     };
-    let mut ways = vec![(forth, new)];
+    let all: Vec<u64> = (1..=NODES).collect();
+    let mut ways = vec![(forth, new, all.clone())];
     if options.back {
-        ways.push(("way back", old));
+        // When the last node is upgraded, the log may hold what the version before cannot read.
+        let some: Vec<u64> = (1..NODES).collect();
+        let back = some.iter().rev().copied().collect();
+        ways = vec![
+            ("part of an upgrade", new, some),
+            ("way back", old, back),
+            (forth, new, all),
+        ];
     }
-    let mut running = capture(forth, stage)?;
+    let mut running = capture("0", stage)?;
     stage.gather().await?;
     stage.wait_until_live(LIVE_MAX).await?;
     let quiet = stage.quiet(options.quiet).await?;
     report::print_quiet(&quiet);
     let mut report = Report::new(quiet);
-    for (index, (name, program)) in ways.into_iter().enumerate() {
+    for (index, (name, program, nodes)) in ways.into_iter().enumerate() {
         if index > 0 {
-            running = capture("back", stage)?;
+            running = capture(&index.to_string(), stage)?;
             stage.everybody_anew().await?;
         }
         let mut rounds = Vec::new();
-        for (number, id) in (0..).zip(1..=NODES) {
+        for (number, id) in (0..).zip(nodes) {
             let round = replace(stage, number, id, program).await?;
             report::print_round(name, &round);
             round.write(out, &format!("rolling-{index}-{id}"))?;

@@ -225,7 +225,9 @@ impl Group {
         deadline: Duration,
     ) -> Result<Reply, ProposeError> {
         // What is old here says less than what holds: the version never falls.
-        let (version, state) = (command.since_version(), self.state());
+        let state = self.state();
+        let command = command.worded_for(state.log_version());
+        let version = command.since_version();
         if !state.all_read(version) {
             return Err(ProposeError::NotYet {
                 version,

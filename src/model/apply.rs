@@ -170,6 +170,13 @@ impl State {
                 };
                 self.leave(context, room, identity, &leave)
             }
+            Command::Depart {
+                room,
+                identity,
+                sid,
+                epoch,
+                reason,
+            } => self.depart(context, room, (identity, sid, *epoch), *reason),
             Command::UpdateParticipant {
                 room,
                 identity,

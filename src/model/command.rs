@@ -248,15 +248,52 @@ pub enum Command {
         /// Node.
         node: NodeId,
     },
+    /// A participant's home takes it for gone. Refused if it has another home by now, which knows
+    /// better. Since encoding version 3.
+    Depart {
+        /// Room.
+        room: RoomName,
+        /// Participant.
+        identity: Identity,
+        /// Its session.
+        sid: ParticipantSid,
+        /// Epoch that must still hold.
+        epoch: Epoch,
+        /// Why.
+        reason: LeaveReason,
+    },
 }
 
 impl Command {
+    /// The same for a log of `version`: what newer versions say more exactly in the words that this one
+    /// has for it. A command that has none there stays what it is.
+    #[must_use]
+    pub fn worded_for(self, version: u8) -> Self {
+        match self {
+            Self::Depart {
+                room,
+                identity,
+                sid,
+                epoch: _,
+                reason,
+            } if version < 3 => Self::Leave {
+                room,
+                identity,
+                sid: Some(sid),
+                reason,
+                revoke_before: None,
+            },
+            other => other,
+        }
+    }
+
     /// The encoding version that first knew this command with what is in it. It is not proposed before
     /// every node reads that version ([`crate::State::log_version`]).
     #[must_use]
     pub const fn since_version(&self) -> u8 {
         // Every command stands here, so that a new one cannot be forgotten.
         match self {
+            Self::Depart { .. } => 3,
             Self::NodeLost { .. } | Self::RemoveNode { .. } => 2,
             Self::PutNode(Node { state, .. }) | Self::SetNodeState { state, .. } => {
                 if state.is_lost() { 2 } else { 1 }

@@ -18,9 +18,9 @@ use thiserror::Error;
 use crate::State;
 use crate::command::Entry;
 
-/// The newest version. It has what version 1 has, and appends: `Command::NodeLost`,
-/// `Command::RemoveNode` and `NodeState::Lost`.
-pub const VERSION: u8 = 2;
+/// The newest version. Each has what the one before has, and appends: version 2 `Command::NodeLost`,
+/// `Command::RemoveNode` and `NodeState::Lost`, version 3 `Command::Depart`.
+pub const VERSION: u8 = 3;
 
 /// The first version; the layouts of all later ones extend it.
 pub(crate) const VERSION_MIN: u8 = 1;

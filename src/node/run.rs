@@ -472,6 +472,14 @@ impl Node {
         info!(node = %self.id, "stopping");
         self.open.store(false, Ordering::Relaxed);
         self.drain().await;
+        let begun = Instant::now();
+        // Whom the log has moved is let go by the session itself, as soon as it hears of it.
+        while self.hub.session_count() > 0
+            && drain::is_empty(&self.group.state(), self.id)
+            && begun.elapsed() < LEAVE_MAX
+        {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         self.hub.broadcast(|| Message::Shutdown);
         let begun = Instant::now();
         while self.hub.session_count() > 0 && begun.elapsed() < LEAVE_MAX {

@@ -249,12 +249,22 @@ impl Task {
             .session_duration
             .observe(started.elapsed().as_secs_f64() * 1000.0);
         if left_in_log {
-            let leave = Command::Leave {
-                room,
-                identity,
-                sid: Some(sid),
-                reason: LeaveReason::StateMismatch,
-                revoke_before: None,
+            let reason = LeaveReason::StateMismatch;
+            let leave = match self.session.epoch() {
+                Some(epoch) => Command::Depart {
+                    room,
+                    identity,
+                    sid,
+                    epoch,
+                    reason,
+                },
+                None => Command::Leave {
+                    room,
+                    identity,
+                    sid: Some(sid),
+                    reason,
+                    revoke_before: None,
+                },
             };
             if let Err(error) = node.group.propose(new_request(), leave).await {
                 debug!(%error, "leaving failed");

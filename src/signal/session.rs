@@ -435,7 +435,8 @@ impl Session {
             Flow::Stay => {}
             Flow::Leave(reason) => {
                 if !matches!(self.phase, Phase::Leaving(_) | Phase::Ended) {
-                    self.phase = Phase::Leaving(Leaving::propose(&mut self.core, reason));
+                    let epoch = self.epoch();
+                    self.phase = Phase::Leaving(Leaving::propose(&mut self.core, reason, epoch));
                 }
             }
             Flow::End(reason) => {

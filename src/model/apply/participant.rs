@@ -7,7 +7,7 @@ use super::{Context, State, done};
 use crate::command::{Outcome, ParticipantUpdate, Rejection, Reply};
 use crate::deadline::Due;
 use crate::event::RoomEvent;
-use crate::id::{Identity, ParticipantSid, RoomName, TrackSid, UnixMillis, Version};
+use crate::id::{Epoch, Identity, ParticipantSid, RoomName, TrackSid, UnixMillis, Version};
 use crate::limit;
 use crate::participant::{LeaveReason, Participant, ParticipantState};
 use crate::permission::{Permission, Revocation};
@@ -72,6 +72,25 @@ impl State {
             self.revoke(room, identity, before, context.at);
         }
         Ok(done(version))
+    }
+
+    /// Whoever has a newer epoch is at another node, or came back.
+    pub(super) fn depart(
+        &mut self,
+        context: &mut Context<'_>,
+        room: &RoomName,
+        (identity, sid, epoch): (&Identity, &ParticipantSid, Epoch),
+        reason: LeaveReason,
+    ) -> Result<Reply, Rejection> {
+        limit::check_name("bytes of a room's name", room.as_str())?;
+        limit::check_name("bytes of an identity", identity.as_str())?;
+        let (_, participant) = self.session(room, identity, sid)?;
+        if participant.epoch != epoch {
+            return Err(Rejection::StaleEpoch);
+        }
+        let mut edit = self.edit(room, context.at);
+        edit.remove(identity, reason);
+        Ok(done(edit.finish(context)))
     }
 
     pub(super) fn update_participant(

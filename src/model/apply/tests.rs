@@ -486,6 +486,44 @@ fn a_move_needs_the_epoch_it_knows() {
 }
 
 #[test]
+fn only_the_present_home_takes_a_participant_for_gone() {
+    let mut replica = Replica::new();
+    replica.done(join("r", "a", 1));
+    replica.done(join("r", "b", 1));
+    let before = replica.participant("r", "a").epoch;
+    let depart = |epoch| Command::Depart {
+        room: "r".into(),
+        identity: "a".into(),
+        sid: "PA_a".into(),
+        epoch,
+        reason: LeaveReason::ServerShutdown,
+    };
+    let moves = vec![Rehome {
+        room: "r".into(),
+        identity: "a".into(),
+        sid: "PA_a".into(),
+        epoch: before,
+        home: NodeId(2),
+    }];
+    replica.done(Command::Rehome { moves });
+    assert_eq!(replica.refused(depart(before)), Rejection::StaleEpoch);
+    let now = replica.participant("r", "a").epoch;
+    let (_, events) = replica.done(depart(now));
+    assert_eq!(told(&events), ["a left: ServerShutdown"]);
+    assert_eq!(replica.refused(depart(now)), Rejection::ParticipantNotFound);
+    assert_eq!(
+        depart(now).worded_for(2),
+        Command::Leave {
+            room: "r".into(),
+            identity: "a".into(),
+            sid: Some("PA_a".into()),
+            reason: LeaveReason::ServerShutdown,
+            revoke_before: None,
+        }
+    );
+}
+
+#[test]
 fn a_request_applies_once() {
     let mut replica = Replica::new();
     let entry = replica.entry(join("r", "a", 1));

@@ -10,7 +10,7 @@ use super::*;
 use crate::apply::tests::{Replica, create, join, join_of, leave, node, publish, track};
 use crate::cluster::{LossCause, NodeState};
 use crate::command::{Command, ParticipantUpdate, Rejection};
-use crate::id::{RequestId, UnixMillis};
+use crate::id::{Epoch, RequestId, UnixMillis};
 use crate::participant::LeaveReason;
 use crate::permission::SubscriptionPermission;
 use crate::track::{Layer, Quality, Source, Track, TrackCodec};
@@ -146,6 +146,18 @@ fn commands_v2() -> Vec<Command> {
     ]
 }
 
+/// What version 3 added.
+fn commands_v3() -> Vec<Command> {
+    let depart = |epoch| Command::Depart {
+        room: "hall".into(),
+        identity: "b".into(),
+        sid: "PA_b".into(),
+        epoch: Epoch(epoch),
+        reason: LeaveReason::ConnectionTimeout,
+    };
+    vec![depart(u64::MAX), depart(7)]
+}
+
 /// Entries that version 1 could write.
 fn entries_v1() -> Vec<Entry> {
     let mut commands = commands_v1();
@@ -153,10 +165,19 @@ fn entries_v1() -> Vec<Entry> {
     numbered(commands)
 }
 
+/// Entries that version 2 could write.
+fn entries_v2() -> Vec<Entry> {
+    let mut commands = commands_v1();
+    commands.extend([Command::Expire, Command::Noop]);
+    commands.extend(commands_v2());
+    numbered(commands)
+}
+
 fn entries() -> Vec<Entry> {
     let mut commands = commands_v1();
     commands.extend([Command::Expire, Command::Noop]);
     commands.extend(commands_v2());
+    commands.extend(commands_v3());
     numbered(commands)
 }
 
@@ -237,20 +258,29 @@ fn reads_fixtures_of_version_1() {
 
 #[test]
 fn reads_fixtures_of_version_2() {
-    let entries_v2 = fixture("entries-v2.bin", || join_entries(&entries()));
-    let snapshot_v2 = fixture("snapshot-v2.bin", || encode_snapshot(&state()));
-    assert_eq!(split_entries(&entries_v2), entries());
+    let state = state_after(&entries_v2());
+    let entries_v2_bytes = fixture("entries-v2.bin", || join_entries(&entries_v2()));
+    let snapshot_v2 = fixture("snapshot-v2.bin", || encode_snapshot(&state));
+    assert_eq!(split_entries(&entries_v2_bytes), entries_v2());
     let decoded = decode_snapshot(&snapshot_v2).expect("a stored snapshot decodes");
-    assert_eq!(decoded, state());
+    assert_eq!(decoded, state);
     assert_eq!(snapshot_v2[0], 2, "it has a lost node");
     let lost = decoded.nodes.get(&node(1, 10).id).expect("still known");
     let cause = LossCause::Unreachable;
     assert_eq!(lost.state, NodeState::Lost { cause });
+    assert_eq!(join_entries(&entries_v2()), entries_v2_bytes);
+    assert_eq!(encode_snapshot(&state), snapshot_v2);
+}
+
+/// Version 3 has no snapshots of its own: nothing new stays in a state.
+#[test]
+fn reads_fixtures_of_version_3() {
+    let entries_v3 = fixture("entries-v3.bin", || join_entries(&entries()));
+    assert_eq!(split_entries(&entries_v3), entries());
 
     // The layout must not change under a version's name.
-    assert_eq!(VERSION, 2, "a new version needs fixtures of its own");
-    assert_eq!(join_entries(&entries()), entries_v2);
-    assert_eq!(encode_snapshot(&state()), snapshot_v2);
+    assert_eq!(VERSION, 3, "a new version needs fixtures of its own");
+    assert_eq!(join_entries(&entries()), entries_v3);
 }
 
 #[test]
@@ -269,7 +299,7 @@ fn refuses_what_is_not_an_encoding() {
     let mut newer = snapshot.clone();
     newer[0] = VERSION + 1;
     let error = decode_snapshot(&newer).expect_err("is not known");
-    let text = "encoding version 3 is not known, this program reads up to 2";
+    let text = "encoding version 4 is not known, this program reads up to 3";
     assert_eq!(error.to_string(), text);
     for length in 1..snapshot.len() {
         let error = decode_snapshot(&snapshot[..length]).expect_err("is cut off");

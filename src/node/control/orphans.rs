@@ -155,12 +155,12 @@ pub async fn watch(node: NodeId, group: Group, hub: Hub, timeout: Duration, metr
 }
 
 async fn leave(group: &Group, orphan: Orphan) {
-    let command = Command::Leave {
+    let command = Command::Depart {
         room: orphan.room.clone(),
         identity: orphan.identity,
-        sid: Some(orphan.sid.clone()),
+        sid: orphan.sid.clone(),
+        epoch: orphan.epoch,
         reason: LeaveReason::SignalClose,
-        revoke_before: None,
     };
     match group.propose(new_request(), command).await {
         Ok(_) => info!(

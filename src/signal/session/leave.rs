@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use flotilla_model::command::Command;
 use flotilla_model::event::RoomEvent;
+use flotilla_model::id::Epoch;
 use flotilla_model::participant::LeaveReason;
 use livekit_protocol as proto;
 use proto::leave_request::Action;
@@ -22,15 +23,28 @@ pub(super) struct Leaving {
 }
 
 impl Leaving {
-    pub(super) fn propose(core: &mut Core, reason: LeaveReason) -> Self {
+    /// `epoch` is the participant's as far as it is known here. If it has a newer one, it is served
+    /// elsewhere and stays, unless its client wants to go.
+    pub(super) fn propose(core: &mut Core, reason: LeaveReason, epoch: Option<Epoch>) -> Self {
         core.close_signal();
         core.proposals.clear();
-        let command = Command::Leave {
-            room: core.room.clone(),
-            identity: core.identity.clone(),
-            sid: Some(core.sid.clone()),
-            reason,
-            revoke_before: None,
+        let (room, identity) = (core.room.clone(), core.identity.clone());
+        let sid = core.sid.clone();
+        let command = match epoch.filter(|_| reason != LeaveReason::ClientInitiated) {
+            Some(epoch) => Command::Depart {
+                room,
+                identity,
+                sid,
+                epoch,
+                reason,
+            },
+            None => Command::Leave {
+                room,
+                identity,
+                sid: Some(sid),
+                reason,
+                revoke_before: None,
+            },
         };
         core.propose(command, Purpose::Leave);
         Self { reason }

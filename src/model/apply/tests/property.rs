@@ -91,6 +91,13 @@ fn of_participants() -> impl Strategy<Value = Command> {
                 revoke_before: revoke.map(UnixMillis),
             }
         ),
+        (who(), sids(), 0u64..12).prop_map(|((room, identity), sid, epoch)| Command::Depart {
+            room,
+            identity,
+            sid,
+            epoch: Epoch(epoch),
+            reason: LeaveReason::MediaFailure,
+        }),
         (who(), prop::option::of(permissions()), "[ab]{0,1}").prop_map(
             |((room, identity), permission, text)| Command::UpdateParticipant {
                 room,
