@@ -93,8 +93,16 @@ struct LocalSession {
     inbox: Inbox,
     /// Its join has been passed on: it gets data from now on.
     joined: bool,
-    /// It takes over another node's session; its client may already come back for it.
-    adopting: bool,
+    /// When it took over another node's session; its client may already come back for it.
+    adopted: Option<Instant>,
+}
+
+impl LocalSession {
+    /// What it lacks is on its way from where its former home got it.
+    fn has_just_come(&self) -> bool {
+        self.adopted
+            .is_some_and(|adopted| adopted.elapsed() < Cache::MOVE_AGE_MAX)
+    }
 }
 
 impl Hub {
@@ -127,7 +135,7 @@ impl Hub {
         identity: &Identity,
         inbox: &Inbox,
     ) {
-        self.insert(room, sid, identity, inbox, false);
+        self.insert(room, sid, identity, inbox, None);
     }
 
     /// The same for a session that takes over a participant of another node. Refused (`false`) if
@@ -143,7 +151,7 @@ impl Hub {
         if self.has_session(room, sid) {
             return false;
         }
-        self.insert(room, sid, identity, inbox, true);
+        self.insert(room, sid, identity, inbox, Some(Instant::now()));
         true
     }
 
@@ -173,7 +181,7 @@ impl Hub {
         sid: &ParticipantSid,
         identity: &Identity,
         inbox: &Inbox,
-        adopting: bool,
+        adopted: Option<Instant>,
     ) {
         let mut rooms = self.lock();
         rooms
@@ -187,7 +195,7 @@ impl Hub {
                     identity: identity.clone(),
                     inbox: inbox.clone(),
                     joined: false,
-                    adopting,
+                    adopted,
                 },
             );
     }
@@ -220,7 +228,7 @@ impl Hub {
                 sessions.get(&present.sid)?
             }
         };
-        let can_resume = session.joined || session.adopting;
+        let can_resume = session.joined || session.adopted.is_some();
         (session.identity == *identity && can_resume).then(|| session.inbox.clone())
     }
 
@@ -562,16 +570,26 @@ impl Hub {
         let held = self.shared.checkpoints.get(sid).unwrap_or_default();
         let rooms = self.lock();
         let local = rooms.rooms.get(name);
+        let others = || {
+            let sessions = local.map(|local| &local.sessions);
+            let sessions = sessions.into_iter().flatten();
+            sessions.filter(|(other, _)| *other != sid)
+        };
+        let passed = local.and_then(|local| local.passed.get(sid).copied());
+        // A room that has begun here with sessions of other nodes says nothing of what was passed on before.
+        let in_room = if passed.is_some() {
+            others().next().is_some()
+        } else {
+            others().any(|(_, other)| !other.has_just_come())
+        };
         proto::ClaimReply {
             served: false,
             epoch: held.epoch.0,
             publisher: held.publisher,
             subscriber: held.subscriber,
             keepsake: held.keepsake,
-            in_room: local.is_some_and(|local| local.sessions.keys().any(|other| other != sid)),
-            last_sequence: local
-                .and_then(|local| local.passed.get(sid).copied())
-                .unwrap_or_default(),
+            in_room,
+            last_sequence: passed.unwrap_or_default(),
         }
     }
 }

@@ -158,6 +158,30 @@ async fn messages_reach_whom_they_are_for_and_joiners_once() {
 }
 
 #[tokio::test]
+async fn a_room_of_people_who_have_just_come_says_nothing_of_what_was_passed_on() {
+    let world = World::new();
+    let sender = ParticipantSid("PA_x".into());
+    let says = |world: &World| {
+        let held = world.hub.held(&"r".into(), &sender);
+        held.in_room.then_some(held.last_sequence)
+    };
+    assert_eq!(says(&world), None, "nobody is here");
+    let (inbox, _outlet) = Inbox::new();
+    let taken = ParticipantSid("PA_y".into());
+    assert!(
+        world
+            .hub
+            .register_adopting(&"r".into(), &taken, &"y".into(), &inbox)
+    );
+    assert_eq!(says(&world), None, "who came gets it from elsewhere");
+    world.send("x", 3, &[]);
+    assert_eq!(says(&world), Some(3));
+    let mut world = World::new();
+    let _anna = world.join("anna");
+    assert_eq!(says(&world), Some(0), "and has missed what there was");
+}
+
+#[tokio::test]
 async fn a_session_hears_data_only_after_its_join() {
     let mut world = World::new();
     let _anna = world.join("anna");

@@ -13,8 +13,6 @@ use crate::media::Channel;
 const JOIN_AGE_MAX: Duration = Duration::from_secs(2);
 /// Bytes kept for joiners; the oldest messages go first.
 const JOIN_BYTES_MAX: usize = 100_000;
-/// How long a message is kept for participants whose home fails: clients give up after 18 s.
-const MOVE_AGE_MAX: Duration = Duration::from_secs(20);
 /// Bytes kept for them, per room and node. When it falls, a busy room loses messages in a takeover.
 const MOVE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
@@ -29,6 +27,9 @@ pub struct Cache {
 }
 
 impl Cache {
+    /// How long messages are kept for those who move to another node.
+    pub const MOVE_AGE_MAX: Duration = Duration::from_secs(20);
+
     /// For those who join.
     #[must_use]
     pub fn for_joins() -> Self {
@@ -39,7 +40,7 @@ impl Cache {
     /// former home.
     #[must_use]
     pub fn for_moves() -> Self {
-        Self::new(MOVE_AGE_MAX, MOVE_BYTES_MAX)
+        Self::new(Self::MOVE_AGE_MAX, MOVE_BYTES_MAX)
     }
 
     fn new(age_max: Duration, bytes_max: usize) -> Self {
