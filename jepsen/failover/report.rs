@@ -317,7 +317,7 @@ pub(crate) fn print(report: &Report) {
         match &section.wire {
             None => say("  nothing was captured"),
             Some(wire) => say(&format!(
-                "  on the wire: {} packets, {} keys, {} addresses continued a key, {} moves; {} indices reused, {} packets of an older home, {} of unknown key, {} reports unread",
+                "  on the wire: {} packets, {} keys, {} addresses continued a key, {} moves; {} indices reused, {} packets of an older home, {} whose handshake was not seen, {} reports unread",
                 wire.packets,
                 wire.generations,
                 wire.continued,

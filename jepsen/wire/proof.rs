@@ -3,7 +3,9 @@
 //! **One index, one packet.** A key generation begins with a DTLS handshake of a client's address. An
 //! address that sends no handshake belongs to a session that came with its keys: it continues the
 //! generation in which a media stream of its was last seen (reports do not tell: servers may use one
-//! SSRC for all of theirs). Within a generation no SSRC may have two different
+//! SSRC for all of theirs). If no stream of its was seen before, as after a move to another address with
+//! new SSRCs, its generation is not known: media of a client's unknown generations is checked as if they
+//! were one, reports as if each address had its own. Within a generation no SSRC may have two different
 //! packets of one index (RFC 3711 §9.1); indices of media are estimated as a receiver does it (§3.3.1).
 //!
 //! **No older home after a newer one.** A node that sends protected packets to a client holds it until
@@ -33,7 +35,7 @@ pub(crate) struct Findings {
     pub(crate) continued: u64,
     /// The first of them, in words.
     pub(crate) continuations: Vec<String>,
-    /// Packets of addresses whose generation is not known: their session began before the capture.
+    /// Packets of addresses whose generation is not known: checked with the others of their client.
     pub(crate) unattributed: u64,
     /// Reports too long to be kept whole; their index is not known.
     pub(crate) unreadable: u64,
@@ -76,6 +78,11 @@ pub(crate) struct Proof {
     datagrams: u64,
     /// Generation of a client's address and the handshake that began it.
     generations: HashMap<SocketAddrV4, (Generation, Option<[u8; 32]>)>,
+    /// Stands for those of a client that are not known.
+    unknown: HashMap<Ipv4Addr, Generation>,
+    unknown_reports: HashMap<SocketAddrV4, Generation>,
+    /// How many there are, known or not.
+    count: usize,
     /// Where a stream to a client was last seen.
     last_seen: HashMap<(Ipv4Addr, Stream), Generation>,
     /// Highest index of a media stream.
@@ -95,6 +102,9 @@ impl Proof {
             findings: Findings::default(),
             datagrams: 0,
             generations: HashMap::new(),
+            unknown: HashMap::new(),
+            unknown_reports: HashMap::new(),
+            count: 0,
             last_seen: HashMap::new(),
             highest: HashMap::new(),
             digests: HashMap::new(),
@@ -138,22 +148,21 @@ impl Proof {
         if known.is_some_and(|(_, begun_by)| *begun_by == Some(random)) {
             return;
         }
+        self.findings.generations += 1;
         let generation = self.begin();
         self.generations.insert(client, (generation, Some(random)));
     }
 
     fn begin(&mut self) -> Generation {
-        self.findings.generations += 1;
-        Generation(usize::try_from(self.findings.generations).unwrap_or(usize::MAX))
+        self.count += 1;
+        Generation(self.count)
     }
 
     fn media(&mut self, datagram: &Datagram, ssrc: u32, sequence: u16) {
         self.findings.packets += 1;
         self.held_by(datagram);
         let stream = Stream::Rtp(ssrc);
-        let Some(generation) = self.generation(datagram, stream) else {
-            return;
-        };
+        let generation = self.generation(datagram, stream);
         let highest = self
             .highest
             .entry((generation, ssrc))
@@ -171,39 +180,62 @@ impl Proof {
             return;
         };
         let stream = Stream::Rtcp(ssrc);
-        if let Some(generation) = self.generation(datagram, stream) {
-            self.note(generation, stream, u64::from(index), datagram);
-        }
+        let generation = self.generation(datagram, stream);
+        self.note(generation, stream, u64::from(index), datagram);
     }
 
-    /// The generation of a packet to `client`. An address without a handshake takes the one in which
-    /// the stream, at another address of that client, was seen last.
-    fn generation(&mut self, datagram: &Datagram, stream: Stream) -> Option<Generation> {
+    /// The generation of a packet to a client.
+    fn generation(&mut self, datagram: &Datagram, stream: Stream) -> Generation {
         let client = datagram.to;
-        let key = (*client.ip(), stream);
-        let generation = match self.generations.get(&client) {
-            Some((generation, _)) => *generation,
-            None => {
-                let known = self.last_seen.get(&key).copied();
-                let Some(continued) = known.filter(|_| matches!(stream, Stream::Rtp(_))) else {
-                    self.findings.unattributed += 1;
-                    return None;
-                };
-                self.findings.continued += 1;
-                if self.findings.continuations.len() < TOLD_MAX {
-                    let (at, from) = (datagram.at, datagram.from);
-                    let told = format!(
-                        "{at:.3} {from} -> {client}: {stream:?} of key {}",
-                        continued.0
-                    );
-                    self.findings.continuations.push(told);
+        let at_address = self.generations.get(&client).copied();
+        if let Some((begun, Some(_))) = at_address {
+            self.last_seen.insert((*client.ip(), stream), begun);
+            return begun;
+        }
+        let continued = at_address.map(|(generation, _)| generation);
+        let unknown = self.unknown.get(client.ip()).copied();
+        let generation = match stream {
+            Stream::Rtp(_) => {
+                let seen = self.last_seen.get(&(*client.ip(), stream)).copied();
+                match seen.filter(|seen| Some(*seen) != unknown) {
+                    Some(seen) => {
+                        if continued.is_none() {
+                            self.go_on(datagram, stream, seen);
+                        }
+                        Some(seen)
+                    }
+                    None => seen.or(continued),
                 }
-                self.generations.insert(client, (continued, None));
-                continued
             }
+            Stream::Rtcp(_) => continued,
         };
-        self.last_seen.insert(key, generation);
-        Some(generation)
+        let generation = generation.filter(|generation| Some(*generation) != unknown);
+        let generation = generation.unwrap_or_else(|| {
+            self.findings.unattributed += 1;
+            let fresh = Generation(self.count + 1);
+            let stands_for = match stream {
+                Stream::Rtp(_) => *self.unknown.entry(*client.ip()).or_insert(fresh),
+                Stream::Rtcp(_) => *self.unknown_reports.entry(client).or_insert(fresh),
+            };
+            self.count = self.count.max(stands_for.0);
+            stands_for
+        });
+        self.last_seen.insert((*client.ip(), stream), generation);
+        generation
+    }
+
+    /// An address continues a generation without a handshake.
+    fn go_on(&mut self, datagram: &Datagram, stream: Stream, generation: Generation) {
+        self.findings.continued += 1;
+        if self.findings.continuations.len() < TOLD_MAX {
+            let (at, from, client) = (datagram.at, datagram.from, datagram.to);
+            let told = format!(
+                "{at:.3} {from} -> {client}: {stream:?} of key {}",
+                generation.0
+            );
+            self.findings.continuations.push(told);
+        }
+        self.generations.insert(datagram.to, (generation, None));
     }
 
     fn note(&mut self, generation: Generation, stream: Stream, index: u64, datagram: &Datagram) {

@@ -152,10 +152,28 @@ fn an_address_that_moves_between_nodes_and_an_old_owner_are_told_apart() {
 }
 
 #[test]
-fn a_session_from_before_the_capture_is_not_judged_by_guesses() {
+fn sessions_whose_handshake_was_not_seen_are_checked_per_client() {
     let found = run(media(1, 5000, 7, 0..10));
     assert_eq!((found.unattributed, found.generations), (10, 0));
     assert!(found.hold());
+    // The same stream at another address of that client, another packet under an index.
+    let again = datagram(1.0, 1, 5001, true, rtp(7, 9, &[9; 20]));
+    let found = run([media(1, 5000, 7, 0..10), vec![again.clone()]].concat());
+    assert_eq!(
+        (found.unattributed, found.index_reused),
+        (11, 1),
+        "{found:?}"
+    );
+    // Another client has other keys.
+    let mut other = again;
+    other.to = std::net::SocketAddrV4::new([10, 79, 0, 102].into(), 5001);
+    assert!(run([media(1, 5000, 7, 0..10), vec![other]].concat()).hold());
+    // A session that was seen and goes on at another address on new streams.
+    let begun = [connect(1, 5000, "a:x", Some(1)), media(1, 5000, 7, 0..10)].concat();
+    let moved = [begun, media(1, 5001, 8, 0..10)].concat();
+    assert!(run(moved.clone()).hold());
+    let again = datagram(1.0, 1, 5002, true, rtp(8, 9, &[9; 20]));
+    assert_eq!(run([moved, vec![again]].concat()).index_reused, 1);
 }
 
 #[test]
