@@ -274,6 +274,11 @@ pub struct Config {
     pub participants_max: u32,
     /// How long a draining node tells balancers so before the first participant moves.
     pub drain_notice: Duration,
+    /// Participants asked to resume elsewhere per second while this node has more than its share; 0:
+    /// none.
+    pub rebalance_per_second: u32,
+    /// How long it must have had more.
+    pub rebalance_after: Duration,
     /// Participants moved off this node per second while it drains.
     pub drain_per_second: u32,
     /// Longest wait for that when the process is asked to stop.
@@ -303,6 +308,7 @@ struct File {
     cluster: Cluster,
     admin: Admin,
     drain: Drain,
+    rebalance: Rebalance,
     demo: Demo,
 }
 
@@ -389,6 +395,13 @@ struct Drain {
     notice: Option<Period>,
     participants_per_second: Option<u32>,
     timeout: Option<Period>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Rebalance {
+    participants_per_second: Option<u32>,
+    after: Option<Period>,
 }
 
 #[derive(Deserialize, Default)]
@@ -551,6 +564,16 @@ impl Config {
             demo: file.demo.enabled,
             demo_kill: file.demo.allow_kill,
             participants_max: file.limit.participants_max,
+            rebalance_per_second: range(
+                "rebalance.participants_per_second",
+                u64::from(file.rebalance.participants_per_second.unwrap_or(0)),
+                0,
+                100_000,
+            )? as u32,
+            rebalance_after: file
+                .rebalance
+                .after
+                .map_or(Duration::from_secs(30), |period| period.0),
             drain_notice: file
                 .drain
                 .notice

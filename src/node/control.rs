@@ -31,6 +31,7 @@ pub mod fence;
 pub mod health;
 pub mod lease;
 pub mod orphans;
+pub mod rebalance;
 pub mod reconcile;
 pub mod register;
 pub mod takeovers;

@@ -6,13 +6,13 @@
 //! the last change it has passed on, so that a message and a join are always in one order: whoever
 //! was in the room before a message gets it, whoever joins right after gets it from the cache.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use flotilla_model::State;
 use flotilla_model::event::{Event, RoomEvent};
-use flotilla_model::id::{Epoch, Identity, NodeId, ParticipantSid, RoomName, TrackSid};
+use flotilla_model::id::{Epoch, Identity, NodeId, ParticipantSid, Revision, RoomName, TrackSid};
 use flotilla_model::participant::Participant;
 use flotilla_raft::Change;
 use flotilla_signal::data::{Cache, DataOut, Nonces};
@@ -48,6 +48,36 @@ struct Rooms {
     rooms: HashMap<RoomName, LocalRoom>,
     /// Rooms of tracks that participants here publish.
     tracks: HashMap<TrackSid, RoomName>,
+    /// Data of nodes that are ahead of this one, by node, until their state is this one's.
+    ahead: BTreeMap<NodeId, Ahead>,
+}
+
+/// Data that was sent in view of changes that have not come here yet: among them may be who is here.
+#[derive(Default)]
+struct Ahead {
+    waiting: VecDeque<proto::Data>,
+    bytes: usize,
+}
+
+/// More is taken as it is.
+const AHEAD_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+impl Ahead {
+    fn push(&mut self, data: proto::Data) {
+        self.bytes += data.payload.len();
+        self.waiting.push_back(data);
+    }
+
+    /// What need not, or can no longer, wait.
+    fn pop(&mut self, revision: u64) -> Option<proto::Data> {
+        let is_due = self.waiting.front()?.revision <= revision;
+        if !is_due && self.bytes <= AHEAD_BYTES_MAX {
+            return None;
+        }
+        let data = self.waiting.pop_front()?;
+        self.bytes -= data.payload.len();
+        Some(data)
+    }
 }
 
 struct LocalRoom {
@@ -153,6 +183,15 @@ impl Hub {
         }
         self.insert(room, sid, identity, inbox, Some(Instant::now()));
         true
+    }
+
+    /// Whether somebody has come from another node within this time.
+    #[must_use]
+    pub fn has_newcomers(&self, within: Duration) -> bool {
+        let rooms = self.lock();
+        let sessions = rooms.rooms.values().flat_map(|room| room.sessions.values());
+        let mut adopted = sessions.filter_map(|session| session.adopted);
+        adopted.any(|at| at.elapsed() < within)
     }
 
     /// Whether a session of this sid is here.
@@ -288,6 +327,7 @@ impl Hub {
             }
             self.note(&mut rooms, name, event, &before);
         }
+        self.catch_up(&mut rooms);
     }
 
     fn note(&self, rooms: &mut Rooms, name: &RoomName, event: &RoomEvent, before: &State) {
@@ -341,6 +381,7 @@ impl Hub {
     /// Somebody joined, here or elsewhere: recent messages of participants here are for them too.
     fn replay(&self, rooms: &mut Rooms, name: &RoomName, joined: &Participant) {
         let is_here = joined.home == self.shared.node;
+        let revision = rooms.state.revision;
         let local = if is_here {
             rooms.rooms.entry(name.clone()).or_default()
         } else {
@@ -358,7 +399,7 @@ impl Hub {
                     session.inbox.deliver(Message::Data(message.clone()));
                 }
             } else {
-                let data = to_proto(name, message, Some(&joined.sid));
+                let data = to_proto(name, message, Some(&joined.sid), revision);
                 self.shared.mesh.send(joined.home, Body::Data(data), true);
             }
         }
@@ -393,7 +434,7 @@ impl Hub {
                     continue;
                 }
                 if !is_here {
-                    let data = to_proto(name, message, Some(&moved.sid));
+                    let data = to_proto(name, message, Some(&moved.sid), state.revision);
                     self.shared.mesh.send(moved.home, Body::Data(data), true);
                 } else if let Some(session) = local.sessions.get(&moved.sid) {
                     session.inbox.deliver(Message::Data(message.clone()));
@@ -429,6 +470,42 @@ impl Hub {
         }
         self.shared.checkpoints.retain_present(&state);
         rooms.state = state;
+        self.catch_up(&mut rooms);
+    }
+
+    /// Takes data that has waited for this state.
+    fn catch_up(&self, rooms: &mut Rooms) {
+        let revision = rooms.state.revision.0;
+        let nodes: Vec<NodeId> = rooms.ahead.keys().copied().collect();
+        for from in nodes {
+            while let Some(data) = rooms.ahead.get_mut(&from).and_then(|a| a.pop(revision)) {
+                self.take_data(rooms, from, data);
+            }
+        }
+        rooms.ahead.retain(|_, ahead| !ahead.waiting.is_empty());
+    }
+
+    fn take_data(&self, rooms: &mut Rooms, from: NodeId, data: proto::Data) {
+        let Some(local) = rooms.rooms.get_mut(&RoomName(data.room.clone())) else {
+            return;
+        };
+        let only = (!data.only.is_empty()).then(|| ParticipantSid(data.only.clone()));
+        let Some(message) = from_proto(data) else {
+            self.shared.metrics.mesh_malformed.inc();
+            return;
+        };
+        let message = Arc::new(message);
+        match only {
+            None => {
+                local.note(from, &message);
+                deliver(local, &message);
+            }
+            Some(sid) => {
+                if let Some(session) = local.sessions.get(&sid) {
+                    session.inbox.deliver(Message::Data(message));
+                }
+            }
+        }
     }
 
     /// Sends a message of a participant here, or of the API, to everybody it is for.
@@ -437,13 +514,14 @@ impl Hub {
         let elsewhere = nodes_for(&rooms.state, name, self.shared.node, |participant| {
             message.is_for(&participant.identity)
         });
+        let revision = rooms.state.revision;
         let local = rooms.rooms.entry(name.clone()).or_default();
         deliver(local, &message);
         local.cache.push(Instant::now(), &message);
         local.note(self.shared.node, &message);
         let reliable = message.channel == Channel::Reliable;
         for node in elsewhere {
-            let data = to_proto(name, &message, None);
+            let data = to_proto(name, &message, None, revision);
             self.shared.mesh.send(node, Body::Data(data), reliable);
         }
     }
@@ -500,26 +578,8 @@ impl Hub {
         match inbound.body {
             Body::Checkpoint(checkpoint) => self.shared.checkpoints.put(checkpoint),
             Body::Data(data) => {
-                let Some(local) = rooms.rooms.get_mut(&RoomName(data.room.clone())) else {
-                    return;
-                };
-                let only = (!data.only.is_empty()).then(|| ParticipantSid(data.only.clone()));
-                let Some(message) = from_proto(data) else {
-                    self.shared.metrics.mesh_malformed.inc();
-                    return;
-                };
-                let message = Arc::new(message);
-                match only {
-                    None => {
-                        local.note(from, &message);
-                        deliver(local, &message);
-                    }
-                    Some(sid) => {
-                        if let Some(session) = local.sessions.get(&sid) {
-                            session.inbox.deliver(Message::Data(message));
-                        }
-                    }
-                }
+                rooms.ahead.entry(from).or_default().push(data);
+                self.catch_up(&mut rooms);
             }
             Body::Speakers(speakers) => {
                 if let Some(local) = rooms.rooms.get(&RoomName(speakers.room)) {
@@ -629,7 +689,12 @@ fn deliver_levels(local: &LocalRoom, levels: Arc<[(TrackSid, f32)]>) {
     }
 }
 
-fn to_proto(room: &RoomName, message: &DataOut, only: Option<&ParticipantSid>) -> proto::Data {
+fn to_proto(
+    room: &RoomName,
+    message: &DataOut,
+    only: Option<&ParticipantSid>,
+    revision: Revision,
+) -> proto::Data {
     proto::Data {
         room: room.0.clone(),
         channel: match message.channel {
@@ -648,6 +713,7 @@ fn to_proto(room: &RoomName, message: &DataOut, only: Option<&ParticipantSid>) -
         content: message.content,
         payload: message.payload.clone(),
         only: only.map(|sid| sid.0.clone()).unwrap_or_default(),
+        revision: revision.0,
     }
 }
 

@@ -22,6 +22,7 @@ use flotilla_raft::{Channels, ChannelsConfig, Tls};
 use flotilla_raft::{Group, Groups};
 use flotilla_raft::{GroupConfig, GroupId};
 use flotilla_signal::config::{SessionConfig, SessionLimits};
+use flotilla_signal::session::RESUME_SETTLE;
 use flotilla_signal::token::Keys;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
@@ -34,7 +35,7 @@ use crate::control::fence::{Fence, FenceConfig};
 use crate::control::health::{self, Outcomes};
 use crate::control::lease::Lease;
 use crate::control::takeovers::Takeovers;
-use crate::control::{Follower, drain, failure, orphans, register};
+use crate::control::{Follower, drain, failure, orphans, rebalance, register};
 use crate::data_dir::DataDir;
 use crate::http;
 use crate::hub::Hub;
@@ -376,6 +377,12 @@ impl Node {
             hub.clone(),
             moving,
         )));
+        let plan = rebalance::Plan::new(id, config.rebalance_per_second, config.rebalance_after);
+        tasks.spawn(without_end(rebalance::watch(
+            plan,
+            group.clone(),
+            hub.clone(),
+        )));
         let detection = failure::FailureConfig {
             bound: config.cluster.failure_detection,
             patience: config.cluster.node_lost_after,
@@ -521,7 +528,11 @@ impl Node {
         }
         // Clients that are there move when they are asked; others would be waited for in vain.
         let moving = self.hub.session_count() as f64 / f64::from(self.config.drain_per_second);
-        let patience = self.config.drain_notice + Duration::from_secs_f64(moving) + STRAGGLERS_MAX;
+        let mut patience =
+            self.config.drain_notice + Duration::from_secs_f64(moving) + STRAGGLERS_MAX;
+        if self.hub.has_newcomers(RESUME_SETTLE) {
+            patience += RESUME_SETTLE;
+        }
         let patience = patience.min(self.config.drain_timeout);
         // When this node last knew a leader with a majority: without one nobody moves.
         let mut led = Instant::now();

@@ -57,6 +57,7 @@ use live::Live;
 use proposals::{Landed, Purpose};
 
 pub use adopt::{Adopting, Keepsake, may_adopt};
+pub use leave::RESUME_SETTLE;
 pub use resume::refusal as resume_refusal;
 
 /// What a new session starts from.

@@ -488,6 +488,18 @@ pub const KEYS: &[Key] = &[
         "How long a process that is asked to stop may take to move its participants, if there is another node. Whoever is left then moves at once.",
     ),
     node(
+        "rebalance.after",
+        "duration",
+        "30s",
+        "How long this node must have served clearly more than its share before it asks clients to resume elsewhere.",
+    ),
+    node(
+        "rebalance.participants_per_second",
+        "number",
+        "0",
+        "How many clients per second are asked to resume elsewhere while this node serves over 20 % (and two participants) more than its share, as after a node has joined. 0: none. Worth it with a balancer that leads new connections to the node with the fewest; each move costs its client a resume.",
+    ),
+    node(
         "demo.enabled",
         "true or false",
         "false (true with `dev` and `demo`)",

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use flotilla_model::command::{Command, CreateRoom, Entry, Join};
+use flotilla_model::command::{Command, CreateRoom, Entry, Join, Rehome};
 use flotilla_model::id::{BootId, RequestId, UnixMillis};
 use flotilla_model::participant::{Client, LeaveReason};
 use flotilla_model::permission::Permission;
@@ -36,7 +36,7 @@ impl World {
             state: State::default(),
             requests: 0,
         };
-        for id in [1, 2] {
+        for id in [1, 2, 3] {
             world.apply(Command::PutNode(flotilla_model::cluster::Node {
                 id: NodeId(id),
                 region: "local".into(),
@@ -110,6 +110,17 @@ impl World {
         outlet
     }
 
+    fn to(&self, identity: &str, home: u64) -> Rehome {
+        let participant = &self.state.rooms[&"r".into()].participants[&identity.into()];
+        Rehome {
+            room: "r".into(),
+            identity: identity.into(),
+            sid: participant.sid.clone(),
+            epoch: participant.epoch,
+            home: NodeId(home),
+        }
+    }
+
     fn send(&self, from: &str, sequence: u32, to: &[&str]) {
         self.hub.distribute(
             &"r".into(),
@@ -179,6 +190,56 @@ async fn a_room_of_people_who_have_just_come_says_nothing_of_what_was_passed_on(
     let mut world = World::new();
     let _anna = world.join("anna");
     assert_eq!(says(&world), Some(0), "and has missed what there was");
+}
+
+/// Another node knows before this one that somebody is here now, and sends a message.
+#[tokio::test]
+async fn data_of_a_node_that_is_ahead_waits_for_its_state() {
+    let mut world = World::new();
+    let _ben = world.join("ben");
+    let _x = world.join("x");
+    world.apply(Command::Rehome {
+        moves: vec![world.to("ben", 2), world.to("x", 3)],
+    });
+    world.hub.unregister(&"r".into(), &"PA_x".into());
+    let sid = ParticipantSid("PA_ben".into());
+    world.hub.unregister(&"r".into(), &sid);
+    let (inbox, mut outlet) = Inbox::new();
+    let name = "r".into();
+    assert!(
+        world
+            .hub
+            .register_adopting(&name, &sid, &"ben".into(), &inbox)
+    );
+    let receive = |world: &World, sequence: u32, revision: u64| {
+        let message = DataOut {
+            from: "PA_x".into(),
+            from_identity: "x".into(),
+            channel: Channel::Reliable,
+            destinations: [].into(),
+            sequence,
+            content: 0,
+            payload: Bytes::new(),
+        };
+        let revision = flotilla_model::id::Revision(revision);
+        let body = Body::Data(to_proto(&name, &message, None, revision));
+        world.hub.receive(Inbound {
+            from: NodeId(3),
+            body,
+        });
+    };
+    let now = world.state.revision.0;
+    receive(&world, 1, now);
+    receive(&world, 2, now + 1);
+    receive(&world, 3, now);
+    assert_eq!(data(&mut outlet).await, [0; 0]);
+    world.apply(Command::Rehome {
+        moves: vec![world.to("ben", 1)],
+    });
+    let after = data(&mut outlet).await;
+    assert_eq!(after, [2, 3], "the first comes again from where it was sent");
+    receive(&world, 4, now + 1);
+    assert_eq!(data(&mut outlet).await, [4]);
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! The end of a session: by the client's wish, by an administrator's, or because the client is gone.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use flotilla_model::command::Command;
 use flotilla_model::event::RoomEvent;
@@ -11,9 +11,15 @@ use proto::leave_request::Action;
 use proto::signal_response::Message;
 
 use super::core::{Core, Flow};
+use super::live::Live;
 use super::proposals::Purpose;
 use super::{Output, Phase, Session};
 use crate::connect::HttpError;
+
+/// So long a client is left alone after a resume. SDKs consider one under way until the media has been up
+/// for some time, two to four seconds, and take a connection that closes before that for its failure:
+/// they join anew.
+pub const RESUME_SETTLE: Duration = Duration::from_secs(5);
 
 /// A departure on its way through the log. It is asked for until it is decided; until then the
 /// session keeps its place in the shell.
@@ -116,14 +122,10 @@ pub(super) fn expel(core: &mut Core, reason: LeaveReason) -> Flow {
 }
 
 impl Session {
-    /// Media goes on meanwhile. A client that does not come back anywhere leaves as others do.
+    /// Asks the client to resume, which it may do elsewhere.
     pub(super) fn handle_drain(&mut self, now: Instant) -> Flow {
-        if let Phase::Live(live) = &mut self.phase
-            && self.core.connected
-        {
-            let reason = proto::DisconnectReason::Migration as i32;
-            ask_to_resume(&mut self.core, reason);
-            live.wait_for_resume(now + self.core.config.resume_timeout);
+        if let Phase::Live(live) = &mut self.phase {
+            live.drain(&mut self.core, now);
         }
         Flow::Stay
     }
@@ -144,6 +146,23 @@ impl Session {
                 Flow::End(LeaveReason::Unknown)
             }
             Phase::Leaving(_) | Phase::Ended => Flow::Stay,
+        }
+    }
+}
+
+impl Live {
+    /// Media goes on meanwhile. A client that does not come back anywhere leaves as others do. One that
+    /// has just resumed is asked a little later.
+    pub(super) fn drain(&mut self, core: &mut Core, now: Instant) {
+        if !core.connected {
+            return;
+        }
+        let settled = self.resumed_at.map(|at| at + RESUME_SETTLE);
+        self.drain_at = settled.filter(|settled| *settled > now);
+        if self.drain_at.is_none() {
+            let reason = proto::DisconnectReason::Migration as i32;
+            ask_to_resume(core, reason);
+            self.wait_for_resume(now + core.config.resume_timeout);
         }
     }
 }

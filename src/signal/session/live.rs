@@ -43,6 +43,10 @@ pub(super) struct Live {
     pub(super) refresh_at: Instant,
     /// When it is given up, while its signal connection is gone.
     pub(super) resume_by: Option<Instant>,
+    /// When it last came back, here or to this node.
+    pub(super) resumed_at: Option<Instant>,
+    /// When it is to be asked to resume.
+    pub(super) drain_at: Option<Instant>,
     /// Why it will have been given up then.
     pub(super) leave_reason: LeaveReason,
     /// A test wants its signal connection closed at the next resume.
@@ -64,6 +68,8 @@ impl Live {
             activating: false,
             refresh_at: now + core.config.refresh_interval,
             resume_by: None,
+            resumed_at: None,
+            drain_at: None,
             leave_reason: LeaveReason::SignalClose,
             disconnect_on_resume: None,
             speech_until: None,
@@ -340,6 +346,7 @@ impl Live {
         [
             Some(self.refresh_at),
             self.resume_by,
+            self.drain_at,
             self.speech_until,
             self.told.deadline(),
             self.published.deadline(),
@@ -355,6 +362,9 @@ impl Live {
         }
         if self.refresh_at <= now {
             self.refresh_token(core, now);
+        }
+        if self.drain_at.take_if(|at| *at <= now).is_some() {
+            self.drain(core, now);
         }
         if self.speech_until.take_if(|until| *until <= now).is_some() {
             self.send_own_speech(core, 0.0);

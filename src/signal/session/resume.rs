@@ -79,6 +79,8 @@ impl Live {
     pub(super) fn resume(&mut self, core: &mut Core, now: Instant, resuming: Resuming) -> Flow {
         core.connected = true;
         self.resume_by = None;
+        self.resumed_at = Some(now);
+        self.drain_at = self.drain_at.map(|_| now + leave::RESUME_SETTLE);
         self.leave_reason = LeaveReason::SignalClose;
         let disconnect = self.disconnect_on_resume.take();
         if disconnect == Some(Disconnect::AtOnce) {

@@ -57,7 +57,7 @@ class Node:
     def admin_address(self):
         return f"127.0.0.1:{self.admin_port}"
 
-    def write_config(self, seeds):
+    def write_config(self, seeds, settings):
         config = {
             "port": self.port,
             "bind_addresses": ["127.0.0.1"],
@@ -76,6 +76,7 @@ class Node:
                 "seeds": seeds,
             },
             "admin": {"bind": self.admin_address, "token": ADMIN_TOKEN},
+            **settings,
         }
         # JSON is YAML.
         self.config.write_text(json.dumps(config, indent=1))
@@ -120,7 +121,8 @@ class Node:
 class Cluster:
     """Some nodes of one region; numbers start at 1."""
 
-    def __init__(self, nodes=3):
+    def __init__(self, nodes=3, settings=None):
+        self.settings = settings or {}
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="flotilla-interop-"))
         self.nodes = [Node(number + 1, self.folder) for number in range(nodes)]
 
@@ -142,7 +144,7 @@ class Cluster:
         """Bootstraps: one `cluster init`, a `cluster join` for each further node, then they run."""
         first = self.node(1)
         for node in self.nodes:
-            node.write_config([first.cluster_address] if node is not first else [])
+            node.write_config([first.cluster_address] if node is not first else [], self.settings)
         self.cli("cluster", "init", "--config", str(first.config))
         first.start()
         self.wait(first.healthy, 20, "node 1 is healthy")

@@ -351,6 +351,23 @@ fn clients_on_the_rust_core_are_asked_by_closing_alone() {
 }
 
 #[test]
+fn a_client_that_has_just_resumed_is_asked_a_little_later() {
+    let mut world = World::new();
+    let alice = world.enter("alice");
+    world.input(alice, Input::SignalClosed);
+    world.resume(alice, parameters(true));
+    world.seats[alice].take();
+    world.advance(Duration::from_secs(2));
+    world.input(alice, Input::Drain);
+    assert_eq!(leave(&world, alice), None);
+    world.advance(Duration::from_secs(2));
+    assert_eq!(leave(&world, alice), None);
+    world.advance(Duration::from_secs(1));
+    let told = leave(&world, alice).expect("told to resume");
+    assert_eq!(told.action, Action::Resume as i32);
+}
+
+#[test]
 fn a_drained_session_goes_on_until_another_node_has_it() {
     let mut world = World::new();
     let alice = world.enter("alice");
