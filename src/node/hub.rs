@@ -123,6 +123,9 @@ struct LocalSession {
     inbox: Inbox,
     /// Its join has been passed on: it gets data from now on.
     joined: bool,
+    /// The state that first had it here. What another node sent to this one in view of an older state is
+    /// not for it: that node sends it once more, in order, when it comes to this state.
+    since: Revision,
     /// When it took over another node's session; its client may already come back for it.
     adopted: Option<Instant>,
 }
@@ -234,6 +237,7 @@ impl Hub {
                     identity: identity.clone(),
                     inbox: inbox.clone(),
                     joined: false,
+                    since: Revision::default(),
                     adopted,
                 },
             );
@@ -405,6 +409,7 @@ impl Hub {
         }
         if let Some(session) = local.sessions.get_mut(&joined.sid) {
             session.joined = true;
+            session.since = revision;
         }
     }
 
@@ -443,6 +448,7 @@ impl Hub {
         }
         if is_here && let Some(session) = local.sessions.get_mut(&moved.sid) {
             session.joined = true;
+            session.since = state.revision;
         }
     }
 
@@ -490,6 +496,11 @@ impl Hub {
             return;
         };
         let only = (!data.only.is_empty()).then(|| ParticipantSid(data.only.clone()));
+        let sent_at = match data.revision {
+            // A node of the version before does not say.
+            0 => rooms.state.revision,
+            revision => Revision(revision),
+        };
         let Some(message) = from_proto(data) else {
             self.shared.metrics.mesh_malformed.inc();
             return;
@@ -498,7 +509,7 @@ impl Hub {
         match only {
             None => {
                 local.note(from, &message);
-                deliver(local, &message);
+                deliver(local, &message, sent_at);
             }
             Some(sid) => {
                 if let Some(session) = local.sessions.get(&sid) {
@@ -516,7 +527,7 @@ impl Hub {
         });
         let revision = rooms.state.revision;
         let local = rooms.rooms.entry(name.clone()).or_default();
-        deliver(local, &message);
+        deliver(local, &message, revision);
         local.cache.push(Instant::now(), &message);
         local.note(self.shared.node, &message);
         let reliable = message.channel == Channel::Reliable;
@@ -670,9 +681,12 @@ fn nodes_for(
     })
 }
 
-fn deliver(local: &LocalRoom, message: &Arc<DataOut>) {
+/// To everybody here whom a message is for. Numbered ones, which are sent again to whoever moves, only to
+/// those who were here in the state in view of which they were sent.
+fn deliver(local: &LocalRoom, message: &Arc<DataOut>, sent_at: Revision) {
     for session in local.sessions.values() {
-        if session.joined && message.is_for(&session.identity) {
+        let is_due = message.sequence == 0 || session.since <= sent_at;
+        if session.joined && is_due && message.is_for(&session.identity) {
             let data = Message::Data(message.clone());
             if message.channel == Channel::Reliable {
                 session.inbox.deliver(data);
