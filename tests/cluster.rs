@@ -7,6 +7,7 @@ use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -476,20 +477,28 @@ pub fn wait(
     bail!("not within {limit:?}: {what} ({last:?})")
 }
 
-/// The first of `count` free ports in a row.
-fn free_udp(count: u16) -> Result<u16> {
-    for _ in 0..100 {
-        let first = UdpSocket::bind("127.0.0.1:0")?;
-        let port = first.local_addr()?.port();
-        let others: Vec<_> = (1..count)
-            .filter_map(|offset| port.checked_add(offset))
-            .filter_map(|port| UdpSocket::bind(("127.0.0.1", port)).ok())
-            .collect();
-        if others.len() + 1 == usize::from(count) {
-            return Ok(port);
+/// Ports that tests give to nodes: below those that the system gives to outgoing connections, which
+/// could take one before its node has it.
+const PORTS: std::ops::Range<u16> = 12_000..32_000;
+
+/// The first of `count` ports in a row that nobody has and that were not given out before.
+fn free_ports(count: u16, is_free: impl Fn(u16) -> bool) -> Result<u16> {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let span = PORTS.end - PORTS.start - count;
+    // Test programs that run beside each other begin at different places.
+    let begin = std::process::id() % u32::from(span);
+    for _ in 0..span / count {
+        let offset = u32::from(NEXT.fetch_add(count, Ordering::Relaxed)) + begin;
+        let first = PORTS.start + u16::try_from(offset % u32::from(span))?;
+        if (first..first + count).all(&is_free) {
+            return Ok(first);
         }
     }
-    bail!("no {count} free UDP ports in a row")
+    bail!("no {count} free ports in a row in {PORTS:?}")
+}
+
+fn free_udp(count: u16) -> Result<u16> {
+    free_ports(count, |port| UdpSocket::bind(("127.0.0.1", port)).is_ok())
 }
 
 /// Adds settings to a configuration, section by section.
@@ -505,5 +514,5 @@ fn merge(into: &mut Value, settings: &Value) {
 }
 
 fn free_tcp() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+    free_ports(1, |port| TcpListener::bind(("127.0.0.1", port)).is_ok())
 }

@@ -1,5 +1,7 @@
 """A real cluster of `flotilla` processes on loopback, bootstrapped with the CLI as an operator would."""
 
+import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -29,10 +31,17 @@ def binary():
     return str(target / "debug" / "flotilla")
 
 
+# Below the ports that the system gives to outgoing connections, which could take one before its node has it.
+_ports = itertools.cycle(range(12_000, 32_000))
+for _ in range(os.getpid() % 20_000):
+    next(_ports)
+
+
 def free_port(kind=socket.SOCK_STREAM):
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    for port in _ports:
+        with socket.socket(socket.AF_INET, kind) as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Node:
