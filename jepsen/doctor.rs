@@ -52,7 +52,10 @@ impl Means {
             Self::Namespaces => ("network namespaces", "everything"),
             Self::Tun => ("TUN devices and the emulator", "all faults of the network"),
             Self::Disks => ("ext4 on loop, shutdown ioctl", "power, full disks"),
-            Self::Shim => ("LD_PRELOAD shim, cc", "clocks, failing, slow and torn disks"),
+            Self::Shim => (
+                "LD_PRELOAD shim, cc",
+                "clocks, failing, slow and torn disks",
+            ),
             Self::ControlGroups => ("control groups", "starvation of CPU and memory"),
             Self::RealTime => ("real-time priority", "exact delays on a busy machine"),
             Self::Nft => ("nftables", "the failover plan"),
@@ -122,13 +125,14 @@ impl Doctor {
 
     /// The table for a person.
     pub(crate) fn told(&self) -> String {
-        let mut text = String::from("means                              for                                      here\n");
+        let mut text = String::from(
+            "means                              for                                      here\n",
+        );
         for (means, missing) in &self.found {
             let (name, purpose) = means.told();
-            let here = missing.as_ref().map_or_else(
-                || "yes".to_owned(),
-                |why| format!("MISSING: {why}"),
-            );
+            let here = missing
+                .as_ref()
+                .map_or_else(|| "yes".to_owned(), |why| format!("MISSING: {why}"));
             text.push_str(&format!("{name:34} {purpose:40} {here}\n"));
         }
         let classes = Class::all();
@@ -280,6 +284,10 @@ mod tests {
         assert!(doctor.missing(Class::PowerAll).is_some());
         assert!(doctor.missing(Class::Kill).is_none());
         assert_eq!(doctor.not_covered().len(), 4);
-        assert!(doctor.told().contains("NOT COVERED: power-one: ext4 on loop"));
+        assert!(
+            doctor
+                .told()
+                .contains("NOT COVERED: power-one: ext4 on loop")
+        );
     }
 }

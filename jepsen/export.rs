@@ -42,6 +42,10 @@ pub(crate) fn run(options: &Options) -> Result<Verdict> {
     } else {
         history::write(&options.to, &merged)?;
     }
-    say(&format!("{} lines in {}", merged.len(), options.to.display()));
+    say(&format!(
+        "{} lines in {}",
+        merged.len(),
+        options.to.display()
+    ));
     Ok(Verdict::Holds)
 }

@@ -161,21 +161,37 @@ impl Lab {
 /// Makes a lab and runs this program again, with the same arguments and `--lab`, in the bridge's namespace.
 pub(crate) async fn play_in(clients: usize) -> Result<Verdict> {
     // Above whatever else runs on the machine, which is not what is measured.
-    Lab::new(clients)?.play("-5").await
+    Lab::new(clients)?.play("-5", &[], &[]).await
 }
 
 /// The same with namespaces that nothing joins, and below whatever else runs on the machine.
-pub(crate) async fn play_bare(nodes: u64) -> Result<Verdict> {
-    Lab::bare(nodes)?.play("10").await
+pub(crate) async fn play_bare(nodes: u64, more: &[String]) -> Result<Verdict> {
+    play_bare_with(nodes, more, &[]).await
+}
+
+/// The same with something in the environment of everything that runs in there.
+pub(crate) async fn play_bare_with(
+    nodes: u64,
+    more: &[String],
+    environment: &[(&str, String)],
+) -> Result<Verdict> {
+    Lab::bare(nodes)?.play("10", more, environment).await
 }
 
 impl Lab {
-    async fn play(self, niceness: &str) -> Result<Verdict> {
+    async fn play(
+        self,
+        niceness: &str,
+        more: &[String],
+        environment: &[(&str, String)],
+    ) -> Result<Verdict> {
         let mut child = tokio::process::Command::new("nice")
             .args(["-n", niceness, "ip", "netns", "exec", &self.names.switch()])
             .arg(std::env::current_exe().context("where is this program?")?)
             .args(std::env::args_os().skip(1))
             .args(["--lab", &self.names.0.to_string()])
+            .args(more)
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .kill_on_drop(true)
             .spawn()
             .context("ip (package iproute2)")?;

@@ -17,6 +17,7 @@ mod kill_leader;
 mod lab;
 mod nemesis;
 mod net;
+mod outside;
 mod power;
 mod probe;
 mod report;
@@ -63,6 +64,10 @@ enum Plan {
     Run(run::Options),
     /// Kills, pauses and partitions: the run that `make test` has; needs root.
     Smoke(run::Smoke),
+    /// Every kind of fault alone and overlapping, on three and on five nodes; needs root.
+    Matrix(run::matrix::Options),
+    /// Programs that are broken on purpose: each must be found out; needs root.
+    Broken(run::broken::Options),
     /// Histories as other checkers read them.
     Export(export::Options),
 }
@@ -103,6 +108,8 @@ async fn main() -> anyhow::Result<ExitCode> {
         Plan::Doctor => examine(),
         Plan::Run(options) => run::run(options).await?,
         Plan::Smoke(options) => run::smoke(options).await?,
+        Plan::Matrix(options) => run::matrix::run(options).await?,
+        Plan::Broken(options) => run::broken::run(options).await?,
         Plan::Export(options) => export::run(&options)?,
     };
     Ok(print(&verdict))

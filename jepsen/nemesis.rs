@@ -85,9 +85,9 @@ pub(crate) enum Class {
     SlowDisk,
     /// Syncs do not return.
     StalledDisk,
-    /// A tenth of a core.
+    /// A few hundredths of a core.
     CpuStarved,
-    /// Too little memory: the node is killed for it.
+    /// Too little memory for a node and its neighbour: the node is killed.
     MemoryStarved,
     /// A node is removed and comes back with an empty disk.
     Replace,
@@ -216,7 +216,7 @@ impl Class {
             Self::PowerOne | Self::PowerQuorum | Self::PowerAll | Self::TornTail => 1000,
             Self::FlippedBit | Self::Replace => 1000,
             Self::RollingRestart | Self::Drain | Self::LeaderTransfer => 500,
-            Self::MemoryStarved => 1500,
+            Self::MemoryStarved => 700,
             _ => 1800,
         }
     }
@@ -263,7 +263,9 @@ impl Class {
     pub(crate) fn missing_with(self, nodes: u64) -> Option<String> {
         match self {
             Self::Ring if nodes < 5 => Some("a majority ring needs five nodes".to_owned()),
-            Self::Bridge if nodes < 5 => Some("a bridge between halves needs five nodes".to_owned()),
+            Self::Bridge if nodes < 5 => {
+                Some("a bridge between halves needs five nodes".to_owned())
+            }
             _ => None,
         }
     }
@@ -282,7 +284,7 @@ impl Class {
         match self {
             Self::Kill => process::kill(world, target),
             Self::Pause => process::pause(world, target),
-            Self::CpuStarved => process::starve_cpu(world, target),
+            Self::CpuStarved => process::starve_cpu(world, target, chance),
             Self::MemoryStarved => process::starve_memory(world, target),
             Self::ClockJump => clock::jump(world, target, chance),
             Self::ClockDrift => clock::drift(world, target, chance),

@@ -29,6 +29,11 @@ impl End {
         Self(101 + u8::try_from(index % 100).unwrap_or(0))
     }
 
+    /// A client that shares its address with nobody at any time, so that packets tell whose they are.
+    pub(crate) fn is_alone(self) -> bool {
+        (101..120).contains(&self.0)
+    }
+
     /// Its address.
     pub(crate) fn address(self) -> Ipv4Addr {
         Ipv4Addr::new(10, 79, 0, self.0)

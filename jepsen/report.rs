@@ -1,5 +1,6 @@
 //! What a run was worth: told in the terminal, as Markdown, as one HTML page, and as JSON.
 
+pub(crate) mod html;
 pub(crate) mod markdown;
 pub(crate) mod table;
 
@@ -17,6 +18,7 @@ pub(crate) fn write(folder: &Path, outcome: &Outcome) -> Result<()> {
         std::fs::write(&path, bytes).with_context(|| path.display().to_string())
     };
     write("report.json", &serde_json::to_vec_pretty(outcome)?)?;
+    write("report.html", html::of(outcome).as_bytes())?;
     write("report.md", markdown::of(outcome).as_bytes())
 }
 
@@ -34,6 +36,9 @@ pub(crate) fn print(outcome: &Outcome, folder: &Path) {
             "{:22} {judged:14} {}",
             opinion.judge, opinion.looked_at
         ));
+    }
+    for (error, times) in &outcome.errors {
+        say(&format!("logged as an error, {times} times: {error}"));
     }
     for fault in &outcome.not_covered {
         say(&format!("NOT COVERED here: {fault}"));

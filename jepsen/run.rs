@@ -5,7 +5,9 @@
 //! left of them, and recovery within a bound; at the end every judge, and a report. Exit codes are those of the
 //! program: 1 for a violation, 2 for a run that proves nothing.
 
+pub(crate) mod broken;
 pub(crate) mod conduct;
+pub(crate) mod matrix;
 pub(crate) mod plan;
 pub(crate) mod timeline;
 pub(crate) mod work;
@@ -19,7 +21,7 @@ use clap::Args;
 use crate::doctor::Doctor;
 use crate::lab::{self, Names};
 use crate::nemesis::Class;
-use crate::{Verdict, report, say};
+use crate::{Verdict, outside, report, say};
 use plan::Plan;
 
 /// Options of `chaos run`.
@@ -100,7 +102,8 @@ pub(crate) async fn smoke(options: Smoke) -> Result<Verdict> {
 /// Makes the namespaces and starts this program in them again, or carries the plan out.
 async fn play(plan: Plan, common: Common) -> Result<Verdict> {
     let Some(lab) = common.lab else {
-        return lab::play_bare(plan.nodes).await;
+        outside::build()?;
+        return lab::play_bare(plan.nodes, &[]).await;
     };
     let doctor = Doctor::examine();
     tokio::task::block_in_place(|| {
@@ -120,8 +123,10 @@ fn carry_out(
     std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     say(&plan.told());
     plan.write(&folder.join("plan.json"))?;
-    let outcome = conduct::conduct(&plan, names, common, doctor, &folder)?;
-    outcome.history.write(&folder.join("history.jsonl"))?;
+    let mut outcome = conduct::conduct(&plan, names, common, doctor, &folder)?;
+    let history = folder.join("history.jsonl");
+    outcome.history.write(&history)?;
+    outcome.opinions.push(outside::judge(&history));
     report::write(&folder, &outcome)?;
     report::print(&outcome, &folder);
     Ok(outcome)

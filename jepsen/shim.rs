@@ -26,8 +26,6 @@ pub(crate) enum Field {
     SyncEioPpm = 4,
     /// Microseconds that a sync takes longer.
     SyncDelayUs = 5,
-    /// Microseconds that a write takes longer.
-    WriteDelayUs = 6,
     /// 1: there is no space left.
     WriteEnospc = 7,
     /// 1: the next write of several sectors is torn, and the process ends with it.
@@ -109,6 +107,7 @@ impl Page {
     }
 
     /// How often a fault of the disk has met an operation.
+    #[cfg(test)]
     pub(crate) fn injected(&self) -> Result<i64> {
         self.read(INJECTED)
     }
@@ -151,7 +150,9 @@ mod tests {
         let shim = Shim::build(folder.path())?;
         let page = shim.page(1)?;
         let now = || -> Result<i64> {
-            Ok(run(&shim, &page, folder.path(), "date +%s")?.trim().parse()?)
+            Ok(run(&shim, &page, folder.path(), "date +%s")?
+                .trim()
+                .parse()?)
         };
         let before = now()?;
         page.set(Field::WallOffsetNs, 86_400 * 1_000_000_000)?;
@@ -178,7 +179,10 @@ mod tests {
             .current_dir(folder.path())
             .output()?;
         assert!(!done.status.success() && done.stdout.is_empty());
-        let ones = fs::read(&file)?.iter().filter(|byte| **byte == b'1').count();
+        let ones = fs::read(&file)?
+            .iter()
+            .filter(|byte| **byte == b'1')
+            .count();
         assert!(ones > 0 && ones < 4096 && ones % 512 == 0, "{ones}");
         assert!(page.is_calm()?);
         Ok(())

@@ -4,7 +4,11 @@
 //! A worker asks one node, as a client of that node would, and never takes back what it has written: an operation
 //! without an answer stays unknown, and the worker goes on as another process.
 
+pub(crate) mod churn;
 pub(crate) mod registers;
+pub(crate) mod revoke;
+pub(crate) mod stream;
+pub(crate) mod watch;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,6 +21,9 @@ use crate::history::{Action, History, Kind};
 pub(crate) struct Shift {
     pub(crate) history: History,
     stop: Arc<AtomicBool>,
+    release: Arc<AtomicBool>,
+    /// Workers that still change things; each takes itself off when it has done its last.
+    busy: Arc<AtomicU64>,
     processes: Arc<AtomicU64>,
 }
 
@@ -25,6 +32,8 @@ impl Shift {
         Self {
             history,
             stop: Arc::default(),
+            release: Arc::default(),
+            busy: Arc::default(),
             processes: Arc::default(),
         }
     }
@@ -37,6 +46,38 @@ impl Shift {
     /// Lets every worker finish what it is doing and end.
     pub(crate) fn end(&self) {
         self.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// One more worker whose end of changes is waited for.
+    pub(crate) fn begins(&self) {
+        self.busy.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// It changes nothing any more.
+    pub(crate) fn is_done(&self) {
+        self.busy.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Whether none of them changes anything any more.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.busy.load(Ordering::Acquire) == 0
+    }
+
+    /// Lets those who are in a room leave it.
+    pub(crate) fn release(&self) {
+        self.release.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether to leave.
+    pub(crate) fn is_released(&self) -> bool {
+        self.release.load(Ordering::Relaxed)
+    }
+
+    /// Waits until it is time to leave.
+    pub(crate) async fn released(&self) {
+        while !self.is_released() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// A process of its own for a worker.
@@ -61,6 +102,24 @@ impl Shift {
             std::thread::sleep(left.min(Duration::from_millis(50)));
         }
     }
+}
+
+/// Runs a worker that talks to nodes asynchronously, on a thread and a runtime of its own, so that one that
+/// has much to do does not hold up the others.
+pub(crate) fn on_thread<T, F>(
+    name: String,
+    work: impl FnOnce() -> F + Send + 'static,
+) -> std::io::Result<std::thread::JoinHandle<anyhow::Result<T>>>
+where
+    T: Send + 'static,
+    F: Future<Output = T>,
+{
+    std::thread::Builder::new().name(name).spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        Ok(runtime.block_on(work()))
+    })
 }
 
 /// One logical process: does one operation at a time, and none after an unknown one.

@@ -80,6 +80,8 @@ pub struct Options {
     pub resume_at: Vec<String>,
     /// How long the server may say nothing before the signal connection counts as lost.
     pub silence_max: Duration,
+    /// How often to ping; none: as often as the server asks for.
+    pub ping_every: Option<Duration>,
 }
 
 impl Options {
@@ -97,6 +99,7 @@ impl Options {
             timeout: Duration::from_secs(15),
             resume_at: Vec::new(),
             silence_max: Duration::from_secs(15),
+            ping_every: None,
         }
     }
 }
@@ -144,6 +147,8 @@ impl Client {
         let peers = peer::Peers::new(&options, packet_in, message_in, up).await?;
         let channels = peers.channels.clone();
         let resumes = Arc::new(AtomicU32::new(0));
+        let asked = Duration::from_secs(u64::try_from(join.ping_interval.max(1)).unwrap_or(5));
+        let ping_every = options.ping_every.unwrap_or(asked);
         let sid = join.participant.as_ref().map(|own| own.sid.clone());
         let driver = tokio::spawn(drive(Driver {
             offers: options.publishes,
@@ -157,9 +162,7 @@ impl Client {
             asks: ask_out,
             publishes: publish_out,
             waiting: HashMap::new(),
-            ping: tokio::time::interval(Duration::from_secs(
-                u64::try_from(join.ping_interval.max(1)).unwrap_or(5),
-            )),
+            ping: tokio::time::interval(ping_every),
         }));
         let client = Self {
             join,
@@ -384,9 +387,7 @@ impl Driver {
             Some(leave) if leave.action() == proto::leave_request::Action::Resume => {
                 Step::Lost(Ok(()))
             }
-            Some(leave) => {
-                Step::Ended(anyhow::anyhow!("the server ended the session: {leave:?}"))
-            }
+            Some(leave) => Step::Ended(anyhow::anyhow!("the server ended the session: {leave:?}")),
         }
     }
 

@@ -157,7 +157,12 @@ impl Node {
             .args(["start", "--config"])
             .arg(&self.config)
             .env("RUST_BACKTRACE", "1")
-            .envs(self.place.environment.iter().map(|(name, value)| (name, value)))
+            .envs(
+                self.place
+                    .environment
+                    .iter()
+                    .map(|(name, value)| (name, value)),
+            )
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -407,7 +412,9 @@ impl Cluster {
         let config: Value = serde_json::from_slice(&text)?;
         let data = config["cluster"]["data_dir"].as_str().context("a folder")?;
         match std::fs::remove_dir_all(data) {
-            Err(failure) if failure.kind() != std::io::ErrorKind::NotFound => return Err(failure.into()),
+            Err(failure) if failure.kind() != std::io::ErrorKind::NotFound => {
+                return Err(failure.into());
+            }
             _ => {}
         }
         let config = node.config.display().to_string();
@@ -484,10 +491,7 @@ fn run_in(namespace: Option<&str>, program: &Path, arguments: &[&str]) -> Result
             command
         }
     };
-    let done = command
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()?;
+    let done = command.args(arguments).stdin(Stdio::null()).output()?;
     let (out, err) = (
         String::from_utf8_lossy(&done.stdout),
         String::from_utf8_lossy(&done.stderr),

@@ -43,7 +43,10 @@ mod tests {
             hashes: (1..).zip(hashes.map(str::to_owned)).collect(),
         };
         assert_eq!(judge(&[agreement(["a", "a", "a"])]).count, 0);
-        assert_eq!(judge(&[agreement(["a", "b", "a"]), agreement(["a"; 3])]).count, 1);
+        assert_eq!(
+            judge(&[agreement(["a", "b", "a"]), agreement(["a"; 3])]).count,
+            1
+        );
         assert_eq!(judge(&[agreement([""; 3])]).undecided.len(), 1);
     }
 }

@@ -44,7 +44,9 @@ pub(crate) fn count(received: &Received) -> Counts {
         highest = highest.max(Some(*number));
     }
     if let Some((from, to)) = received.promised {
-        counts.lost = (from..=to).filter(|number| !seen.contains_key(number)).count();
+        counts.lost = (from..=to)
+            .filter(|number| !seen.contains_key(number))
+            .count();
     }
     counts
 }
@@ -58,10 +60,16 @@ pub(crate) fn judge(all: &[Received], losses_allowed: bool) -> Opinion {
         total.received += counts.received;
         total.lost += counts.lost;
         if counts.duplicates > 0 {
-            opinion.violated(format!("{}: {} messages came twice", received.stream, counts.duplicates));
+            opinion.violated(format!(
+                "{}: {} messages came twice",
+                received.stream, counts.duplicates
+            ));
         }
         if counts.reordered > 0 {
-            opinion.violated(format!("{}: {} messages came too late", received.stream, counts.reordered));
+            opinion.violated(format!(
+                "{}: {} messages came too late",
+                received.stream, counts.reordered
+            ));
         }
         if counts.lost > 0 && !losses_allowed {
             opinion.violated(format!(
@@ -99,9 +107,15 @@ mod tests {
     #[test]
     fn duplicates_reordering_and_losses_are_found() {
         let duplicate = count(&received(&[1, 2, 2, 3, 4]));
-        assert_eq!((duplicate.duplicates, duplicate.reordered, duplicate.lost), (1, 0, 0));
+        assert_eq!(
+            (duplicate.duplicates, duplicate.reordered, duplicate.lost),
+            (1, 0, 0)
+        );
         let reordered = count(&received(&[1, 3, 2, 4]));
-        assert_eq!((reordered.duplicates, reordered.reordered, reordered.lost), (0, 1, 0));
+        assert_eq!(
+            (reordered.duplicates, reordered.reordered, reordered.lost),
+            (0, 1, 0)
+        );
         let lost = count(&received(&[1, 2, 4]));
         assert_eq!((lost.duplicates, lost.reordered, lost.lost), (0, 0, 1));
         for numbers in [&[1, 2, 2, 3, 4][..], &[1, 3, 2, 4], &[1, 2, 4]] {

@@ -65,7 +65,7 @@ pub(crate) fn judge(feeds: &[Feed]) -> Opinion {
             stretches.push((feed.node, stretch));
         }
     }
-    for (node, stretch) in &stretches {
+    for (node, stretch) in stretches.iter().filter(|(_, one)| one.after < one.until) {
         let span = stretch.after + 1..=stretch.until;
         for (revision, (teller, change)) in all.range(span) {
             if !stretch.changes.contains_key(revision) {
@@ -89,7 +89,10 @@ fn split(feed: &Feed, opinion: &mut Opinion) -> Vec<Stretch> {
         let Told { revision, what } = told;
         let Some(last) = stretches.last_mut().filter(|_| *what != What::Snapshot) else {
             if *what != What::Snapshot {
-                opinion.violated(format!("node {}'s feed begins without the state", feed.node));
+                opinion.violated(format!(
+                    "node {}'s feed begins without the state",
+                    feed.node
+                ));
             }
             // A snapshot in several parts has one revision.
             if stretches.last().is_none_or(|last| last.until != *revision) {
@@ -157,7 +160,13 @@ mod tests {
             revision: 9,
             what: What::Progress,
         };
-        let one = [begin(1), change(2, "a"), change(4, "b"), progress.clone(), change(10, "c")];
+        let one = [
+            begin(1),
+            change(2, "a"),
+            change(4, "b"),
+            progress.clone(),
+            change(10, "c"),
+        ];
         let other = [begin(3), begin(3), change(4, "b"), progress, begin(12)];
         assert_eq!(judged(&[&one, &other]).count, 0);
     }
@@ -167,13 +176,22 @@ mod tests {
         let one = [begin(1), change(2, "a"), change(3, "b"), change(4, "c")];
         let other = [begin(1), change(2, "a"), change(4, "c")];
         let opinion = judged(&[&one, &other]);
-        assert!(opinion.violations[0].contains("lacks revision 3"), "{opinion:?}");
+        assert!(
+            opinion.violations[0].contains("lacks revision 3"),
+            "{opinion:?}"
+        );
     }
 
     #[test]
     fn a_repeated_or_reordered_change_is_found() {
-        assert_eq!(judged(&[&[begin(1), change(2, "a"), change(2, "a")]]).count, 1);
-        assert_eq!(judged(&[&[begin(1), change(3, "b"), change(2, "a")]]).count, 1);
+        assert_eq!(
+            judged(&[&[begin(1), change(2, "a"), change(2, "a")]]).count,
+            1
+        );
+        assert_eq!(
+            judged(&[&[begin(1), change(3, "b"), change(2, "a")]]).count,
+            1
+        );
     }
 
     #[test]

@@ -44,7 +44,12 @@ pub(crate) fn judge(before: &[Holding], after: &[Holding]) -> Opinion {
             continue;
         };
         for (what, then, now_has, more_max) in [
-            ("descriptors", then.descriptors, now.descriptors, DESCRIPTORS_MORE_MAX),
+            (
+                "descriptors",
+                then.descriptors,
+                now.descriptors,
+                DESCRIPTORS_MORE_MAX,
+            ),
             ("threads", then.threads, now.threads, THREADS_MORE_MAX),
             ("bytes of memory", then.memory, now.memory, MEMORY_MORE_MAX),
         ] {
@@ -85,10 +90,22 @@ mod tests {
         };
         assert_eq!(judge(&[clean.clone()], &[clean.clone()]).count, 0);
         let left = [
-            Holding { participants: 1, ..clean.clone() },
-            Holding { routes: 1, ..clean.clone() },
-            Holding { descriptors: 30 + DESCRIPTORS_MORE_MAX + 1, ..clean.clone() },
-            Holding { memory: 51 << 28, ..clean.clone() },
+            Holding {
+                participants: 1,
+                ..clean.clone()
+            },
+            Holding {
+                routes: 1,
+                ..clean.clone()
+            },
+            Holding {
+                descriptors: 30 + DESCRIPTORS_MORE_MAX + 1,
+                ..clean.clone()
+            },
+            Holding {
+                memory: 51 << 28,
+                ..clean.clone()
+            },
         ];
         for one in left {
             assert_eq!(judge(&[clean.clone()], &[one]).count, 1);

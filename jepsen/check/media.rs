@@ -92,7 +92,10 @@ pub(crate) fn judge(streams: &[Stream]) -> Opinion {
             .filter(|one| one.sound && one.at < one.sent)
             .count();
         if early > 0 {
-            opinion.violated(format!("{}: {early} packets came before they were sent", stream.name));
+            opinion.violated(format!(
+                "{}: {early} packets came before they were sent",
+                stream.name
+            ));
         }
         let mut numbers: std::collections::HashMap<(u32, u16, u64), u64> =
             std::collections::HashMap::new();
@@ -103,7 +106,9 @@ pub(crate) fn judge(streams: &[Stream]) -> Opinion {
             .filter(|one| {
                 // A sequence number comes again after 65,536 packets, not within a second.
                 let key = (one.ssrc, one.sequence, one.at / 10_000_000_000);
-                numbers.insert(key, one.number).is_some_and(|other| other != one.number)
+                numbers
+                    .insert(key, one.number)
+                    .is_some_and(|other| other != one.number)
             })
             .count();
         if reused > 0 {

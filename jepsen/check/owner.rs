@@ -60,7 +60,12 @@ mod tests {
 
     #[test]
     fn a_move_to_a_higher_epoch_is_sound() {
-        let told = [served(1, 1, 1), served(1, 2, 2), served(2, 1, 1), served(2, 2, 2)];
+        let told = [
+            served(1, 1, 1),
+            served(1, 2, 2),
+            served(2, 1, 1),
+            served(2, 2, 2),
+        ];
         assert_eq!(judge(&told).count, 0);
     }
 

@@ -31,7 +31,11 @@ pub(crate) fn accesses(operations: &[Operation]) -> BTreeMap<String, Vec<Access>
             continue;
         }
         let end = span.end.filter(|end| end.kind == Kind::Ok);
-        let value = if write { span.invoke } else { end.unwrap_or(span.invoke) };
+        let value = if write {
+            span.invoke
+        } else {
+            end.unwrap_or(span.invoke)
+        };
         keys.entry(span.invoke.key.clone())
             .or_default()
             .push(Access {
@@ -72,7 +76,9 @@ pub(crate) fn judge(operations: &[Operation], searched: usize) -> [Opinion; 2] {
         match wgl::check(accesses, STEPS_MAX) {
             Verdict::Linearizable => {}
             Verdict::Violated(what) => by_search.violated(format!("{key}: {what}")),
-            Verdict::Undecided => by_search.undecided.push(format!("{key}: the search did not end")),
+            Verdict::Undecided => by_search
+                .undecided
+                .push(format!("{key}: the search did not end")),
         }
     }
     by_search.looked_at = format!("{tried_operations} operations on {tried} keys");

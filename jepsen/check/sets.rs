@@ -52,10 +52,14 @@ pub(crate) fn judge(
         for identity in stayed {
             let identity = identity.as_str();
             if joined.contains(identity) && !scan.present.contains(identity) {
-                opinion.violated(format!("{identity} joined and did not leave, but node {node} does not know"));
+                opinion.violated(format!(
+                    "{identity} joined and did not leave, but node {node} does not know"
+                ));
             }
             if published.contains(identity) && !scan.publishing.contains(identity) {
-                opinion.violated(format!("{identity} publishes, but node {node} does not know"));
+                opinion.violated(format!(
+                    "{identity} publishes, but node {node} does not know"
+                ));
             }
         }
         for identity in &scan.present {
@@ -63,7 +67,9 @@ pub(crate) fn judge(
                 opinion.violated(format!("{identity} left, but is there as node {node} says"));
             }
             if !asked.contains(identity.as_str()) {
-                opinion.violated(format!("{identity} is there as node {node} says, but never joined"));
+                opinion.violated(format!(
+                    "{identity} is there as node {node} says, but never joined"
+                ));
             }
         }
     }
@@ -132,7 +138,10 @@ mod tests {
     #[test]
     fn a_lost_track_is_found() {
         let operations = history(&[("join", "a", Kind::Ok), ("announce", "a", Kind::Ok)]);
-        assert_eq!(judge(&operations, &stayed(&["a"]), &[scan(&["a"])]).count, 1);
+        assert_eq!(
+            judge(&operations, &stayed(&["a"]), &[scan(&["a"])]).count,
+            1
+        );
         assert_eq!(judge(&operations, &stayed(&[]), &[]).undecided.len(), 1);
     }
 }

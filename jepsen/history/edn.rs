@@ -124,7 +124,9 @@ mod tests {
         history.add(&action, Kind::Info, None, None);
         let text = of(&history.operations());
         let lines: Vec<&str> = text.lines().collect();
-        assert!(lines[0].contains(":process 3, :type :invoke, :f :write, :value [\"a\\\"b\" \"x\"]"));
+        assert!(
+            lines[0].contains(":process 3, :type :invoke, :f :write, :value [\"a\\\"b\" \"x\"]")
+        );
         assert!(lines[1].ends_with(":node \"n2\", :version 7}"));
         assert!(lines[2].contains(":process 4, :type :info"));
         assert!(lines[2].contains(":error \"late\\n\""));

@@ -10,9 +10,9 @@ use anyhow::{Context, Result, bail};
 use testkit::cluster::wait;
 
 use super::{Class, Injected, Undo};
+use crate::net::End;
 use crate::net::emulator::Chance;
 use crate::net::impairment::{Impairment, between};
-use crate::net::End;
 use crate::run::world::World;
 use crate::shim::{Field, Page};
 
@@ -29,14 +29,17 @@ pub(crate) fn available() -> Result<(), String> {
 pub(super) fn power(world: &mut World, hit: &[u64]) -> Result<Injected> {
     let ends: Vec<End> = hit.iter().map(|id| End::node(*id)).collect();
     let everybody = world.ends();
-    let silence = world.control.impair(between(&ends, &everybody), Impairment::CUT);
+    let silence = world
+        .control
+        .impair(between(&ends, &everybody), Impairment::CUT);
     for id in hit {
         world.cut_power(*id)?;
     }
     for id in hit {
         world.kill(*id)?;
     }
-    let mut injected = Injected::of(hit.to_vec(), format!("{hit:?} without power")).holding(silence);
+    let mut injected =
+        Injected::of(hit.to_vec(), format!("{hit:?} without power")).holding(silence);
     injected.stopped.extend(hit);
     injected.dark.extend(hit);
     Ok(injected)
@@ -52,7 +55,8 @@ pub(super) fn torn_tail(world: &mut World, target: u64, chance: &mut Chance) -> 
     })?;
     world.kill(target)?;
     let _ = chance.next();
-    let mut injected = Injected::of(vec![target], format!("{target}: the last write is torn")).holding(torn);
+    let mut injected =
+        Injected::of(vec![target], format!("{target}: the last write is torn")).holding(torn);
     injected.stopped.push(target);
     Ok(injected)
 }
@@ -105,7 +109,9 @@ fn files_below(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
         let path = entry?.path();
         // Written once, by the command that made the node; losing them is another fault than this.
-        let is_identity = path.file_name().is_some_and(|name| name == "identity" || name == "lock");
+        let is_identity = path
+            .file_name()
+            .is_some_and(|name| name == "identity" || name == "lock");
         if path.is_dir() {
             files_below(&path, files)?;
         } else if !is_identity {
@@ -169,7 +175,10 @@ pub(super) fn full(world: &World, target: u64) -> Result<Injected> {
         }
     }
     let _ = std::io::Write::write_all(&mut file, &[0; 4096]);
-    let told = format!("{target}: the disk is full ({} MiB of filler)", length >> 20);
+    let told = format!(
+        "{target}: the disk is full ({} MiB of filler)",
+        length >> 20
+    );
     // What the journal holds in reserve is enough for a while: writes fail as well when it is used up.
     let page = world.page(target)?;
     page.set(Field::WriteEnospc, 1)?;

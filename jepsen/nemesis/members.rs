@@ -43,7 +43,9 @@ pub(super) fn undo(undo: Undo, world: &mut World) -> Result<Option<String>> {
             world.kill(id)?;
             world.admin_elsewhere(id, &["remove-node", &id.to_string()])?;
             rejoin(world, id)?;
-            Ok(Some(format!("node {id} refused to start and was replaced: {why}")))
+            Ok(Some(format!(
+                "node {id} refused to start and was replaced: {why}"
+            )))
         }
     }
 }
@@ -92,7 +94,10 @@ fn write_much(url: &str, writer: usize) {
     let mut created = false;
     for number in 0..ENTRIES / WRITERS {
         let (method, body) = if created {
-            ("UpdateRoomMetadata", json!({ "room": room, "metadata": number.to_string() }))
+            (
+                "UpdateRoomMetadata",
+                json!({ "room": room, "metadata": number.to_string() }),
+            )
         } else {
             ("CreateRoom", json!({ "name": room, "emptyTimeout": 7200 }))
         };
@@ -127,6 +132,11 @@ pub(super) fn drain(world: &mut World, target: u64) -> Result<Injected> {
 /// The next node leads.
 pub(super) fn transfer(world: &mut World, target: u64) -> Result<Injected> {
     let to = world.another(target)?;
-    world.cluster.admin_of(target, &["transfer-leader", &to.to_string()])?;
-    Ok(Injected::of(Vec::new(), format!("{target} hands the lead to {to}")))
+    world
+        .cluster
+        .admin_of(target, &["transfer-leader", &to.to_string()])?;
+    Ok(Injected::of(
+        Vec::new(),
+        format!("{target} hands the lead to {to}"),
+    ))
 }

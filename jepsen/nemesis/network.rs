@@ -119,7 +119,11 @@ fn concerned(
         }
         Class::OneWay => {
             let pairs = others.iter().map(|id| (End::node(*id), End::node(target)));
-            (pairs.collect(), vec![target], format!("{target} hears no node"))
+            (
+                pairs.collect(),
+                vec![target],
+                format!("{target} hears no node"),
+            )
         }
         Class::Link => {
             let other = *chance.pick(&others);

@@ -3,11 +3,14 @@
 use std::fs;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use testkit::cluster::wait;
 
 use super::Injected;
+use crate::net::emulator::Chance;
 use crate::run::world::World;
 
 /// SIGKILL; started again at the end.
@@ -81,8 +84,12 @@ pub(crate) enum Controllers {
 /// What is missing.
 pub(crate) fn controllers() -> Result<Controllers> {
     let mut last = None;
-    // `ip netns exec` mounts a /sys without them; the first process of the machine sees the real one.
-    for root in ["/sys/fs/cgroup", "/proc/1/root/sys/fs/cgroup"] {
+    // `ip netns exec` mounts a /sys without them; the process that made the namespaces sees the real one.
+    let parent = format!(
+        "/proc/{}/root/sys/fs/cgroup",
+        std::os::unix::process::parent_id()
+    );
+    for root in ["/sys/fs/cgroup", &parent] {
         match controllers_at(Path::new(root)) {
             Ok(found) => return Ok(found),
             Err(failure) => last = Some(failure),
@@ -151,54 +158,79 @@ impl Drop for Group {
     }
 }
 
-/// A tenth of a core, until the value ends.
-pub(super) fn starve_cpu(world: &World, target: u64) -> Result<Injected> {
+/// Little of a core, until the value ends.
+pub(super) fn starve_cpu(world: &World, target: u64, chance: &mut Chance) -> Result<Injected> {
+    /// Of 50 ms.
+    const QUOTAS_US: [u64; 3] = [1000, 2000, 4000];
+    let quota = *chance.pick(&QUOTAS_US);
     let pid = world.pid(target).context("the node does not run")?;
     let name = world.group_name(target, "cpu");
     let group = match controllers()? {
         Controllers::V1 { cpu, .. } => {
             let group = Group::make(&cpu, &name, pid)?;
             group.set("cpu.cfs_period_us", "50000")?;
-            group.set("cpu.cfs_quota_us", "5000")?;
+            group.set("cpu.cfs_quota_us", &quota.to_string())?;
             group
         }
         Controllers::V2(root) => {
             let _ = fs::write(root.join("cgroup.subtree_control"), "+cpu");
             let group = Group::make(&root, &name, pid)?;
-            group.set("cpu.max", "5000 50000")?;
+            group.set("cpu.max", &format!("{quota} 50000"))?;
             group
         }
     };
     group.enter()?;
-    Ok(Injected::of(vec![target], format!("{target}: a tenth of a core")).holding(group))
+    let told = format!("{target}: {} % of a core", quota / 500);
+    Ok(Injected::of(vec![target], told).holding(group))
 }
 
-/// Less memory than the node has now: the kernel kills it. Started again at the end.
+/// Something beside the node eats all memory that both may have, and the kernel kills the node for it.
+/// Started again at the end.
 pub(super) fn starve_memory(world: &mut World, target: u64) -> Result<Injected> {
-    const LIMIT: &str = "12582912";
+    const LIMIT: &str = "16777216";
     let pid = world.pid(target).context("the node does not run")?;
     let name = world.group_name(target, "memory");
-    let mut injected = Injected::of(vec![target], format!("{target}: 12 MiB of memory"));
     let group = match controllers()? {
         Controllers::V1 { memory, .. } => {
             let group = Group::make(&memory, &name, pid)?;
-            // What it has moves along, and counts.
-            let _ = group.set("memory.move_charge_at_immigrate", "1");
-            group.enter()?;
-            if group.set("memory.limit_in_bytes", LIMIT).is_err() {
-                // More is in use than can be taken back: it must come to that by what the node needs next.
-                group.set("memory.limit_in_bytes", "33554432")?;
-            }
+            group.set("memory.limit_in_bytes", LIMIT)?;
             group
         }
         Controllers::V2(root) => {
             let _ = fs::write(root.join("cgroup.subtree_control"), "+memory");
             let group = Group::make(&root, &name, pid)?;
-            group.enter()?;
             group.set("memory.max", LIMIT)?;
             group
         }
     };
+    group.enter()?;
+    // Which of the two the kernel takes is not what is tested.
+    fs::write(format!("/proc/{pid}/oom_score_adj"), "1000")?;
+    let script = r#"echo $$ > "$1/cgroup.procs" && exec tail /dev/zero"#;
+    let eater = Command::new("sh")
+        .args(["-c", script, "sh"])
+        .arg(&group.folder)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let eater = Eater(eater);
+    wait(Duration::from_secs(5), "the kernel kills the node", || {
+        Ok(!world.is_running(target))
+    })?;
+    world.kill(target)?;
+    drop(eater);
+    let told = format!("{target}: killed for want of memory");
+    let mut injected = Injected::of(vec![target], told).holding(group);
     injected.stopped.push(target);
-    Ok(injected.holding(group))
+    Ok(injected)
+}
+
+/// Ends with its value.
+struct Eater(Child);
+
+impl Drop for Eater {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }

@@ -299,7 +299,8 @@ impl Router {
         for (pair, impairment) in wanted {
             self.links.entry(pair).or_default().impairment = impairment;
         }
-        self.tap.clone_from(&self.shared.tap.lock().expect("no holder panics"));
+        self.tap
+            .clone_from(&self.shared.tap.lock().expect("no holder panics"));
     }
 
     fn deliver_due(&mut self, now: u64) {
@@ -386,7 +387,10 @@ impl Router {
 
     fn later(&mut self, due: u64, device: usize, packet: &[u8]) {
         if self.waiting.len() >= WAITING_MAX {
-            self.shared.counters.queue_full.fetch_add(1, Ordering::Relaxed);
+            self.shared
+                .counters
+                .queue_full
+                .fetch_add(1, Ordering::Relaxed);
             return;
         }
         let slot = self.free.pop().unwrap_or_else(|| {
@@ -396,30 +400,39 @@ impl Router {
         self.packets[slot].clear();
         self.packets[slot].extend_from_slice(packet);
         self.sequence += 1;
-        self.waiting.push(Reverse((due, self.sequence, device, slot)));
+        self.waiting
+            .push(Reverse((due, self.sequence, device, slot)));
     }
 
-    /// Hands UDP between a node and a client to the judge of the wire.
+    /// Hands UDP between a node and a client to the judge of the wire; only of clients that have an address of
+    /// their own.
     fn copy(&self, from: End, to: End, packet: &[u8]) {
         let Some(tap) = &self.tap else {
             return;
         };
-        let is_node = |end: End| end.0 < 100;
-        if is_node(from) == is_node(to) {
-            return;
-        }
-        let node = if is_node(from) { from } else { to };
+        let node = match (from.is_alone(), to.is_alone()) {
+            (true, false) => to,
+            (false, true) => from,
+            _ => return,
+        };
         if let Some(datagram) = datagram(packet, node)
             && tap.try_send(datagram).is_err()
         {
-            self.shared.counters.untapped.fetch_add(1, Ordering::Relaxed);
+            self.shared
+                .counters
+                .untapped
+                .fetch_add(1, Ordering::Relaxed);
         }
     }
 }
 
 /// Sender and receiver of a packet of our network.
 fn ends(packet: &[u8]) -> Option<(End, End)> {
-    let ours = |at: usize| packet.get(at..at + 4).filter(|bytes| bytes[..3] == [10, 79, 0]);
+    let ours = |at: usize| {
+        packet
+            .get(at..at + 4)
+            .filter(|bytes| bytes[..3] == [10, 79, 0])
+    };
     (packet.first()? >> 4 == 4).then_some(())?;
     Some((End(ours(12)?[3]), End(ours(16)?[3])))
 }
@@ -430,9 +443,8 @@ fn datagram(packet: &[u8], node: End) -> Option<Datagram> {
     if udp.len() < 8 {
         return None;
     }
-    let address = |at: usize| {
-        Ipv4Addr::new(packet[at], packet[at + 1], packet[at + 2], packet[at + 3])
-    };
+    let address =
+        |at: usize| Ipv4Addr::new(packet[at], packet[at + 1], packet[at + 2], packet[at + 3]);
     let number = |at: usize| u16::from_be_bytes([udp[at], udp[at + 1]]);
     Some(Datagram {
         at: now_ms() / 1e3,

@@ -158,6 +158,9 @@ mod tests {
         };
         let both = rate.and(faster);
         assert_eq!((both.rate_bps, both.queue_bytes), (1000, QUEUE_BYTES));
-        assert_eq!(Impairment::default().and(Impairment::default()), Impairment::default());
+        assert_eq!(
+            Impairment::default().and(Impairment::default()),
+            Impairment::default()
+        );
     }
 }

@@ -46,7 +46,16 @@ impl Tun {
             );
             Ok(())
         };
-        ip(&["link", "set", DEVICE, "txqueuelen", QUEUE, "mtu", "1500", "up"])?;
+        ip(&[
+            "link",
+            "set",
+            DEVICE,
+            "txqueuelen",
+            QUEUE,
+            "mtu",
+            "1500",
+            "up",
+        ])?;
         for address in addresses {
             ip(&["address", "add", &format!("{address}/24"), "dev", DEVICE])?;
         }
@@ -88,7 +97,9 @@ pub(crate) fn inside<T: Send + 'static>(
         enter(&namespace).context("cannot enter a namespace")?;
         Ok(what())
     });
-    thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?
+    thread
+        .join()
+        .map_err(|_| anyhow::anyhow!("a thread panicked"))?
 }
 
 #[expect(unsafe_code, reason = "setns has no safe wrapper")]
@@ -125,7 +136,10 @@ fn device() -> io::Result<OwnedFd> {
 }
 
 /// Waits until one of the devices has a packet or the time is over.
-#[expect(unsafe_code, reason = "ppoll has no safe wrapper in the standard library")]
+#[expect(
+    unsafe_code,
+    reason = "ppoll has no safe wrapper in the standard library"
+)]
 pub(crate) fn wait(polled: &mut [libc::pollfd], nanoseconds: u64) {
     let time = libc::timespec {
         tv_sec: libc::time_t::try_from(nanoseconds / 1_000_000_000).unwrap_or(1),
@@ -134,7 +148,12 @@ pub(crate) fn wait(polled: &mut [libc::pollfd], nanoseconds: u64) {
     // SAFETY: the slice is valid for its length, the time lives across the call, no signal mask is given.
     unsafe {
         let count = polled.len() as libc::nfds_t;
-        libc::ppoll(polled.as_mut_ptr(), count, &raw const time, std::ptr::null());
+        libc::ppoll(
+            polled.as_mut_ptr(),
+            count,
+            &raw const time,
+            std::ptr::null(),
+        );
     }
 }
 

@@ -57,6 +57,9 @@ pub(crate) fn of(outcome: &Outcome) -> String {
             remarks.join("; ").replace('|', "\\|")
         );
     }
+    for (error, times) in &outcome.errors {
+        let _ = writeln!(text, "\n- logged as an error, {times} times: {error}");
+    }
     for fault in &outcome.not_covered {
         let _ = writeln!(text, "\n- not covered here: {fault}");
     }

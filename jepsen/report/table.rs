@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::nemesis::Class;
 use crate::run::conduct::Outcome;
 use crate::run::timeline::{Outcome as Installation, Spread};
 
 /// One kind of fault on clusters of one size.
-#[derive(Clone, Default, Debug, Serialize)]
+#[derive(Clone, Default, Debug, Serialize, Deserialize)]
 pub(crate) struct Row {
     pub(crate) fault: String,
     pub(crate) nodes: u64,
@@ -24,6 +24,8 @@ pub(crate) struct Row {
     pub(crate) unavailable: Spread,
     /// From the end of the fault until every node reads and writes, in milliseconds.
     pub(crate) recovery: Spread,
+    /// Longest silence of each media probe, less its cadence, in milliseconds.
+    pub(crate) media: Spread,
     /// Violations of runs that had this fault.
     pub(crate) violations: usize,
 }
@@ -34,15 +36,18 @@ pub(crate) fn rows(outcomes: &[&Outcome]) -> Vec<Row> {
     for outcome in outcomes {
         let violations: usize = outcome.opinions.iter().map(|one| one.count).sum();
         let mut keys = Vec::new();
-        for fault in &outcome.faults {
+        for (fault, gaps) in outcome.faults.iter().zip(&outcome.gaps_ms) {
             let key = ((!fault.combined).then_some(fault.class), outcome.plan.nodes);
             let group = found.entry(key).or_default();
             keys.push(key);
             match &fault.outcome {
                 Installation::Installed => {
-                    group.unavailable.push(fault.unavailable_ns(&outcome.operations) as f64 / 1e6);
+                    group
+                        .unavailable
+                        .push(fault.unavailable_ns(&outcome.operations) as f64 / 1e6);
                     let recovery = fault.recovered.saturating_sub(fault.healed);
                     group.recovery.push(recovery as f64 / 1e6);
+                    group.media.extend(gaps);
                 }
                 Installation::Missing(why) => group.missing = Some(why.clone()),
                 Installation::Indeterminate(_) => group.indeterminate += 1,
@@ -64,6 +69,7 @@ pub(crate) fn rows(outcomes: &[&Outcome]) -> Vec<Row> {
             missing: group.missing.filter(|_| group.unavailable.is_empty()),
             unavailable: Spread::of(group.unavailable),
             recovery: Spread::of(group.recovery),
+            media: Spread::of(group.media),
             violations: group.violations,
         })
         .collect()
@@ -73,6 +79,7 @@ pub(crate) fn rows(outcomes: &[&Outcome]) -> Vec<Row> {
 struct Group {
     unavailable: Vec<f64>,
     recovery: Vec<f64>,
+    media: Vec<f64>,
     missing: Option<String>,
     indeterminate: usize,
     violations: usize,
@@ -85,23 +92,26 @@ fn spread(spread: Spread) -> String {
 /// The table in Markdown.
 pub(crate) fn markdown(rows: &[Row]) -> String {
     let mut text = String::from(
-        "| fault | nodes | n | no write acknowledged, ms (p50 / p99 / max) | whole again after, ms (p50 / p99 / max) | violations |\n|---|---|---|---|---|---|\n",
+        "| fault | nodes | n | no write acknowledged, ms (p50 / p99 / max) | whole again after, ms | media silent, ms \
+         (n streams) | violations |\n|---|---|---|---|---|---|---|\n",
     );
     for row in rows {
         let _ = match &row.missing {
             Some(why) => writeln!(
                 text,
-                "| {} | {} | **not covered** | {why} | | |",
+                "| {} | {} | **not covered** | {why} | | | |",
                 row.fault, row.nodes
             ),
             None => writeln!(
                 text,
-                "| {} | {} | {} | {} | {} | {} |",
+                "| {} | {} | {} | {} | {} | {} ({}) | {} |",
                 row.fault,
                 row.nodes,
                 row.n,
                 spread(row.unavailable),
                 spread(row.recovery),
+                spread(row.media),
+                row.media.n,
                 row.violations
             ),
         };
@@ -111,38 +121,42 @@ pub(crate) fn markdown(rows: &[Row]) -> String {
 
 /// The table for a terminal.
 pub(crate) fn text(rows: &[Row]) -> String {
-    let mut text = format!(
-        "{:18} {:>5} {:>4}  {:>24}  {:>24}  {}\n{:18} {:>5} {:>4}  {:>24}  {:>24}\n",
+    let head = |cells: [&str; 7]| {
+        let [fault, nodes, n, unavailable, recovery, media, violations] = cells;
+        format!(
+            "{fault:18} {nodes:>5} {n:>4}  {unavailable:>20}  {recovery:>20}  {media:>20}  {violations}\n"
+        )
+    };
+    let figures = "p50 / p99 / max, ms";
+    let mut text = head([
         "fault",
         "nodes",
         "n",
-        "no write for, ms",
-        "whole again after, ms",
+        "no write for",
+        "whole again after",
+        "media silent",
         "violations",
-        "",
-        "",
-        "",
-        "p50 / p99 / max",
-        "p50 / p99 / max"
-    );
+    ]);
+    text.push_str(&head(["", "", "", figures, figures, figures, ""]));
     for row in rows {
-        let _ = match &row.missing {
-            Some(why) => writeln!(
-                text,
-                "{:18} {:>5}    -  NOT COVERED: {why}",
-                row.fault, row.nodes
-            ),
-            None => writeln!(
-                text,
-                "{:18} {:>5} {:>4}  {:>24}  {:>24}  {}",
-                row.fault,
-                row.nodes,
-                row.n,
-                spread(row.unavailable),
-                spread(row.recovery),
-                row.violations
-            ),
-        };
+        match &row.missing {
+            Some(why) => {
+                let _ = writeln!(
+                    text,
+                    "{:18} {:>5}    -  NOT COVERED: {why}",
+                    row.fault, row.nodes
+                );
+            }
+            None => text.push_str(&head([
+                &row.fault,
+                &row.nodes.to_string(),
+                &row.n.to_string(),
+                &spread(row.unavailable),
+                &spread(row.recovery),
+                &spread(row.media),
+                &row.violations.to_string(),
+            ])),
+        }
     }
     text
 }

@@ -1,5 +1,6 @@
 //! Carries out a plan.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -18,8 +19,9 @@ use crate::check::registers;
 use crate::doctor::Doctor;
 use crate::history::{Action, History, Kind, Operation};
 use crate::lab::Names;
-use crate::nemesis::{Injected, Promise, Role};
+use crate::nemesis::{Class, Injected, Promise, Role};
 use crate::net::emulator::{Chance, Stats};
+use crate::workers::stream::Probed;
 use crate::{Verdict, say};
 
 /// How long the cluster is watched before the first fault.
@@ -41,15 +43,33 @@ pub(crate) struct Outcome {
     /// Acknowledged operations a second before the first fault.
     pub(crate) baseline_rate: f64,
     pub(crate) lasted_s: f64,
+    /// The longest silence of each media probe around each fault, in milliseconds; same order as the faults.
+    pub(crate) gaps_ms: Vec<Vec<f64>>,
+    /// Sessions of media probes that resumed, and that had to begin anew.
+    pub(crate) resumes: u64,
+    pub(crate) rejoins: u64,
+    #[serde(skip)]
+    pub(crate) probes: Vec<Probed>,
     #[serde(skip)]
     pub(crate) history: History,
     #[serde(skip)]
     pub(crate) operations: Vec<Operation>,
+    /// What nodes logged as errors, and how often; disks that fail make some.
+    pub(crate) errors: Vec<(String, usize)>,
     /// What this machine cannot inject.
     pub(crate) not_covered: Vec<String>,
 }
 
 impl Outcome {
+    /// Lets go of what only its own report needs.
+    pub(crate) fn forget_details(&mut self) {
+        self.probes.clear();
+        self.history = History::new();
+        // The table needs when writes were acknowledged.
+        self.operations
+            .retain(|one| one.kind == Kind::Ok && one.f == "write");
+    }
+
     /// What it is worth.
     pub(crate) fn verdict(&self) -> Verdict {
         let told = |judge: &str, what: &String| format!("{judge}: {what}");
@@ -88,7 +108,7 @@ pub(crate) fn conduct(
     let begun = Instant::now();
     let history = History::new();
     let mut world = World::new(names, plan.nodes, plan.seed).context("setup")?;
-    let work = Work::start(&world, &history, common, plan.seed).context("the workload")?;
+    let work = Work::start(&world, &history, common, plan).context("the workload")?;
     let mut stage = Stage {
         history: history.clone(),
         faults: Vec::new(),
@@ -103,12 +123,14 @@ pub(crate) fn conduct(
             break;
         }
     }
-    let seen = work.end()?;
+    let seen = work.end(&mut world).context("the end of the workload")?;
     let network = world.control.stats();
     let operations = history.operations();
-    let mut opinions = stage.judge(&operations, &seen, baseline_rate);
+    let planned: BTreeSet<Class> = plan.steps().map(|step| step.class).collect();
+    let mut opinions = stage.judge(&operations, &seen, &planned, baseline_rate);
     let mut panics = Opinion::new("panics");
-    panics.looked_at = "the nodes' logs".to_owned();
+    let errors = world.errors();
+    panics.looked_at = format!("the nodes' logs; {} kinds of errors in them", errors.len());
     panics.extend(world.panics());
     opinions.push(panics);
     if opinions.iter().any(|one| one.count > 0) {
@@ -118,6 +140,14 @@ pub(crate) fn conduct(
         say(&format!("stopping: {failure:#}"));
     }
     Ok(Outcome {
+        gaps_ms: stage
+            .faults
+            .iter()
+            .map(|fault| seen.gaps_ms(fault))
+            .collect(),
+        resumes: seen.probes.iter().map(|probe| probe.resumes).sum(),
+        rejoins: seen.probes.iter().map(|probe| probe.rejoins).sum(),
+        probes: seen.probes,
         plan: plan.clone(),
         faults: stage.faults,
         opinions,
@@ -127,6 +157,7 @@ pub(crate) fn conduct(
         history,
         operations,
         not_covered: doctor.not_covered(),
+        errors,
     })
 }
 
@@ -152,7 +183,9 @@ impl Stage {
         let done = self.history.since(before);
         let acknowledged = done.iter().filter(|one| one.kind == Kind::Ok).count();
         let rate = acknowledged as f64 / begun.elapsed().as_secs_f64();
-        say(&format!("baseline: {rate:.0} operations a second acknowledged"));
+        say(&format!(
+            "baseline: {rate:.0} operations a second acknowledged"
+        ));
         Ok(rate)
     }
 
@@ -263,10 +296,7 @@ impl Stage {
         }
         self.note(step, "begins");
         fault.at = self.history.now();
-        match step
-            .class
-            .inject(step.role, world, &mut Chance(step.seed))
-        {
+        match step.class.inject(step.role, world, &mut Chance(step.seed)) {
             Ok(injected) => {
                 fault.hit.clone_from(&injected.hit);
                 fault.told = format!("{}: {}", step.class.name(), injected.told);
@@ -315,7 +345,13 @@ impl Stage {
         Ok(fault)
     }
 
-    fn judge(&mut self, operations: &[Operation], seen: &Seen, rate: f64) -> Vec<Opinion> {
+    fn judge(
+        &mut self,
+        operations: &[Operation],
+        seen: &Seen,
+        planned: &BTreeSet<Class>,
+        rate: f64,
+    ) -> Vec<Opinion> {
         let mut opinions = Vec::new();
         opinions.extend(registers::judge(operations, SEARCHED));
         opinions.push(convergence::judge(&self.agreements));
@@ -323,7 +359,7 @@ impl Stage {
         self.liveness.looked_at = format!("{} faults", self.faults.len());
         opinions.push(self.liveness.clone());
         opinions.extend(seen.judge(operations, &self.faults));
-        opinions.push(self.coverage(operations, rate));
+        opinions.push(self.coverage(operations, seen, planned, rate));
         opinions
     }
 
@@ -345,7 +381,13 @@ impl Stage {
         self.liveness.extend(found);
     }
 
-    fn coverage(&self, operations: &[Operation], rate: f64) -> Opinion {
+    fn coverage(
+        &self,
+        operations: &[Operation],
+        seen: &Seen,
+        planned: &BTreeSet<Class>,
+        rate: f64,
+    ) -> Opinion {
         let installed = self
             .faults
             .iter()
@@ -380,6 +422,11 @@ impl Stage {
         if wants_leader {
             needs.push(need("faults hit the leader", 1, on_leader));
         }
+        for class in planned {
+            let seen = installed.clone().filter(|fault| fault.class == *class);
+            needs.push(need(&format!("{} in force", class.name()), 1, seen.count()));
+        }
+        needs.extend(seen.needs(&self.faults));
         coverage::judge(&needs)
     }
 }
@@ -402,7 +449,10 @@ fn told(fault: &Fault, progress: &str) -> String {
         }
         Installation::Missing(why) => format!("[{progress}] {} NOT COVERED: {why}", fault.told),
         Installation::Indeterminate(why) => {
-            format!("[{progress}] {} perhaps in force, not counted: {why}", fault.told)
+            format!(
+                "[{progress}] {} perhaps in force, not counted: {why}",
+                fault.told
+            )
         }
     }
 }

@@ -82,14 +82,15 @@ impl Plan {
     /// Two or three faults at a time, each run with a random subset of the classes (swarm).
     pub(crate) fn combined(seed: u64, nodes: u64, classes: &[Class], parts: u32) -> Self {
         let mut chance = Chance(seed);
-        let mut swarm: Vec<Class> = classes
+        let able: Vec<Class> = classes
             .iter()
             .copied()
-            .filter(|class| !stands_alone(*class))
-            .filter(|_| chance.below(3) > 0)
+            .filter(|class| !stands_alone(*class) && class.missing_with(nodes).is_none())
             .collect();
+        let mut swarm = able.clone();
+        swarm.retain(|_| chance.below(3) > 0);
         if swarm.len() < 2 {
-            swarm = classes.iter().copied().filter(|class| !stands_alone(*class)).collect();
+            swarm = able;
         }
         let parts = (0..parts)
             .map(|_| {

@@ -1,6 +1,6 @@
 //! What was done to the cluster, when, and how long it took to be well again.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::history::{Kind, Operation};
 use crate::nemesis::{Class, Role};
@@ -74,7 +74,7 @@ impl Fault {
 }
 
 /// n, median, 99th percentile and greatest of some figures.
-#[derive(Clone, Copy, PartialEq, Default, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Default, Debug, Serialize, Deserialize)]
 pub(crate) struct Spread {
     pub(crate) n: usize,
     pub(crate) p50: f64,
@@ -143,7 +143,10 @@ mod tests {
     #[test]
     fn percentiles_are_figures_that_were_seen() {
         let spread = Spread::of((1..=100).rev().map(f64::from).collect());
-        assert_eq!((spread.n, spread.p50, spread.p99, spread.max), (100, 50.0, 99.0, 100.0));
+        assert_eq!(
+            (spread.n, spread.p50, spread.p99, spread.max),
+            (100, 50.0, 99.0, 100.0)
+        );
         assert_eq!(Spread::of(vec![]), Spread::default());
     }
 }

@@ -33,7 +33,7 @@ pub(crate) struct World {
     count: u64,
     pages: Vec<Arc<Page>>,
     rack: Option<Rack>,
-    folder: TempDir,
+    _folder: TempDir,
     // Ends after the cluster, which needs its network to stop in peace.
     _emulator: Emulator,
 }
@@ -62,7 +62,9 @@ impl World {
         for id in 1..=count {
             let page = shim.page(id)?;
             let disk = match &mut rack {
-                Some(rack) => rack.disks()[usize::try_from(id - 1)?].mount_point().to_owned(),
+                Some(rack) => rack.disks()[usize::try_from(id - 1)?]
+                    .mount_point()
+                    .to_owned(),
                 None => folder.path().join(format!("disk-{id}")),
             };
             places.push(Place {
@@ -88,7 +90,7 @@ impl World {
             count,
             pages,
             rack,
-            folder,
+            _folder: folder,
             _emulator: emulator,
         })
     }
@@ -237,12 +239,17 @@ impl World {
                 let nodes = nodes["nodes"].as_array().context("a list")?;
                 let count = |node: &&Value| node["participants"].as_u64().unwrap_or(0);
                 let most = nodes.iter().max_by_key(count);
-                most.and_then(|node| node["id"].as_u64()).into_iter().collect()
+                most.and_then(|node| node["id"].as_u64())
+                    .into_iter()
+                    .collect()
             }
             Role::Relay => {
                 let routes = self.cluster.admin(&["routes"])?;
                 let routes = routes["routes"].as_array().context("a list")?;
-                routes.iter().filter_map(|route| route["from"].as_u64()).collect()
+                routes
+                    .iter()
+                    .filter_map(|route| route["from"].as_u64())
+                    .collect()
             }
         };
         let known: Vec<u64> = found.into_iter().filter(|id| ids.contains(id)).collect();
@@ -284,13 +291,19 @@ impl World {
 
     /// Nothing that is not on a node's disk by now gets there.
     pub(crate) fn cut_power(&mut self, id: u64) -> Result<()> {
-        let rack = self.rack.as_mut().context("the nodes have no disks of their own")?;
+        let rack = self
+            .rack
+            .as_mut()
+            .context("the nodes have no disks of their own")?;
         rack.disks()[Self::index(id)].cut_power()
     }
 
     /// The power is back.
     pub(crate) fn remount(&mut self, id: u64) -> Result<()> {
-        let rack = self.rack.as_mut().context("the nodes have no disks of their own")?;
+        let rack = self
+            .rack
+            .as_mut()
+            .context("the nodes have no disks of their own")?;
         rack.disks()[Self::index(id)].remount()
     }
 
@@ -334,9 +347,11 @@ impl World {
         let at = target.to_string();
         let mut hashes = Vec::new();
         for id in self.ids() {
-            wait(Duration::from_secs(15), "a node has applied what others have", || {
-                Ok(self.applied(id)? >= target)
-            })
+            wait(
+                Duration::from_secs(15),
+                "a node has applied what others have",
+                || Ok(self.applied(id)? >= target),
+            )
             .with_context(|| format!("node {id}, entry {target}"))?;
             let hash = self.cluster.admin_of(id, &["hash", "--at", &at])?;
             let hash = hash["state_hash"].as_str().unwrap_or_default();
@@ -371,11 +386,6 @@ impl World {
         Ok(())
     }
 
-    /// Where a run's files are.
-    pub(crate) fn folder(&self) -> &std::path::Path {
-        self.folder.path()
-    }
-
     /// Lines of the nodes' logs that speak of a panic.
     pub(crate) fn panics(&self) -> Vec<String> {
         let nodes = self.cluster.nodes.iter();
@@ -388,6 +398,26 @@ impl World {
                     .collect::<Vec<_>>()
             })
             .collect()
+    }
+
+    /// What the nodes have logged that a human must look at, each kind once with how often.
+    pub(crate) fn errors(&self) -> Vec<(String, usize)> {
+        let mut found: std::collections::BTreeMap<String, usize> =
+            std::collections::BTreeMap::new();
+        for node in &self.cluster.nodes {
+            for line in node.log().lines() {
+                let Some((_, told)) = line.split_once(" ERROR ") else {
+                    continue;
+                };
+                // Without the fields, which differ.
+                let told: String = told.chars().take(140).collect();
+                let told = told.split(" error=").next().unwrap_or_default();
+                *found
+                    .entry(format!("node {}: {told}", node.id))
+                    .or_default() += 1;
+            }
+        }
+        found.into_iter().collect()
     }
 
     /// Stops every node in peace.

@@ -5,7 +5,7 @@
 //! short enough to be searched. Versions come from the answers: `Room.version.ticks` and
 //! `ParticipantInfo.version`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -32,6 +32,7 @@ pub(crate) struct Registers {
     prefix: String,
     rooms: Mutex<Vec<Arc<RoomKey>>>,
     people: Mutex<BTreeMap<String, Person>>,
+    made: Mutex<BTreeSet<String>>,
     created: AtomicU64,
     written: AtomicU64,
 }
@@ -57,6 +58,7 @@ impl Registers {
             prefix: prefix.to_owned(),
             rooms: Mutex::default(),
             people: Mutex::default(),
+            made: Mutex::default(),
             created: AtomicU64::new(0),
             written: AtomicU64::new(0),
         }
@@ -77,6 +79,57 @@ impl Registers {
     pub(crate) fn remove_person(&self, identity: &str) {
         let mut people = self.people.lock().expect("no holder panics");
         people.remove(identity);
+    }
+
+    /// Reads every key that was ever made once through each node: what was acknowledged must still be there.
+    pub(crate) fn read_all(&self, shift: &Shift, urls: &[(u64, String)]) {
+        let created = self.created.load(Ordering::Relaxed);
+        for (node, url) in urls {
+            let api = Api::new(url);
+            let names: Vec<String> = (0..created).map(|number| self.name(number)).collect();
+            let exists = self.known();
+            // One answer for all keys is one read of each at one moment.
+            let actions: Vec<_> = names
+                .iter()
+                .filter(|name| exists.contains(*name))
+                .map(|name| {
+                    let process = shift.process(*node);
+                    (
+                        name,
+                        process.begin("read", &format!("{ROOMS}{name}"), ""),
+                        process,
+                    )
+                })
+                .collect();
+            let Answer::Done(listed) = api.call("ListRooms", "", &json!({ "names": names })) else {
+                for (_, action, mut own) in actions {
+                    own.end(&action, Kind::Fail, None, Some("no answer".to_owned()));
+                }
+                continue;
+            };
+            let rooms = listed["rooms"].as_array().cloned().unwrap_or_default();
+            for (name, mut action, mut own) in actions {
+                let found = rooms.iter().find(|room| room["name"] == name.as_str());
+                let found = found.cloned().unwrap_or(Value::Null);
+                let value = text(&found["metadata"]);
+                action.value = if value.is_empty() { ABSENT } else { value }.to_owned();
+                let version = if value.is_empty() {
+                    Some(0)
+                } else {
+                    room_version(&found)
+                };
+                own.end(&action, Kind::Ok, version, None);
+            }
+        }
+    }
+
+    fn name(&self, number: u64) -> String {
+        format!("{}-{number}", self.prefix)
+    }
+
+    /// Keys whose creation was acknowledged.
+    fn known(&self) -> BTreeSet<String> {
+        self.made.lock().expect("no holder panics").clone()
     }
 
     fn value(&self) -> String {
@@ -152,14 +205,19 @@ impl Worker {
     /// Makes a key; others know it once it surely exists.
     fn create(&mut self) {
         let number = self.registers.created.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{}-{number}", self.registers.prefix);
+        let name = self.registers.name(number);
         let value = self.registers.value();
         let body = json!({ "name": name, "metadata": value, "emptyTimeout": 7200 });
-        let action = self.process.begin("write", &format!("{ROOMS}{name}"), &value);
+        let action = self
+            .process
+            .begin("write", &format!("{ROOMS}{name}"), &value);
         match self.api.call("CreateRoom", &name, &body) {
             Answer::Done(room) => {
                 let version = room_version(&room);
                 self.process.end(&action, Kind::Ok, version, None);
+                let mut made = self.registers.made.lock().expect("no holder panics");
+                made.insert(name.clone());
+                drop(made);
                 let mut rooms = self.registers.rooms.lock().expect("no holder panics");
                 rooms.push(Arc::new(RoomKey {
                     name,
@@ -177,9 +235,12 @@ impl Worker {
                     .end(action, Kind::Fail, None, Some(format!("{code}: {text}")));
             }
             Answer::Unknown(text) => self.process.end(action, Kind::Info, None, Some(text)),
-            Answer::Done(value) => self
-                .process
-                .end(action, Kind::Info, None, Some(format!("unexpected: {value}"))),
+            Answer::Done(value) => self.process.end(
+                action,
+                Kind::Info,
+                None,
+                Some(format!("unexpected: {value}")),
+            ),
         }
     }
 
@@ -209,7 +270,11 @@ impl Worker {
     }
 
     fn person(&mut self, person: &Person) {
-        let Person { identity, room, is_written } = person;
+        let Person {
+            identity,
+            room,
+            is_written,
+        } = person;
         let was_written = is_written.load(Ordering::Acquire);
         let name = format!("person {identity}");
         if self.chance.below(2) == 0 {
@@ -248,12 +313,21 @@ impl Worker {
             "" => ABSENT.to_owned(),
             value => value.to_owned(),
         };
-        let version = if action.value == ABSENT { Some(0) } else { version };
+        let version = if action.value == ABSENT {
+            Some(0)
+        } else {
+            version
+        };
         self.process.end(&action, Kind::Ok, version, None);
     }
 
     /// An answer that shows another's value speaks of a later version than the write's own.
-    fn finish_write(&mut self, action: &crate::history::Action, shown: &Value, version: Option<u64>) {
+    fn finish_write(
+        &mut self,
+        action: &crate::history::Action,
+        shown: &Value,
+        version: Option<u64>,
+    ) {
         let is_own = text(&shown["metadata"]) == action.value;
         self.process
             .end(action, Kind::Ok, version.filter(|_| is_own), None);

@@ -29,7 +29,7 @@ use webrtc::peer_connection::{
 };
 use webrtc::runtime::default_runtime;
 
-use super::resume::{Received, Sent, State};
+use super::resume::{Opened, Received, Sent, State};
 use super::tap::{Streams, TWCC, Tapped};
 use super::{Message, Options, Packet, SharedChannel};
 
@@ -114,6 +114,7 @@ struct Handler {
     packets: mpsc::Sender<Packet>,
     messages: mpsc::Sender<Message>,
     received: Received,
+    opened: Opened,
     up: Arc<Mutex<Option<oneshot::Sender<()>>>>,
     streams: Option<Arc<Streams>>,
 }
@@ -157,10 +158,10 @@ impl PeerConnectionEventHandler for Handler {
     }
 
     async fn on_data_channel(&self, channel: Arc<dyn DataChannel>) {
-        let reliable = channel
-            .label()
-            .await
-            .is_ok_and(|label| label == "_reliable");
+        let label = channel.label().await.unwrap_or_default();
+        self.opened
+            .note(&label, u32::try_from(channel.id()).unwrap_or(0));
+        let reliable = label == "_reliable";
         let messages = self.messages.clone();
         let received = self.received.clone();
         tokio::spawn(async move {
@@ -273,9 +274,10 @@ impl Peers {
         up: oneshot::Sender<()>,
     ) -> Result<Self> {
         let streams = options.tap.clone().map(Streams::new);
-        let received = Received::default();
+        let (received, opened) = (Received::default(), Opened::default());
         let handler = |up| Handler {
             received: received.clone(),
+            opened: opened.clone(),
             packets: packets.clone(),
             messages: messages.clone(),
             up: Arc::new(Mutex::new(up)),
@@ -314,7 +316,7 @@ impl Peers {
             sent: Sent::default(),
         };
         Ok(Self {
-            state: State::new(received),
+            state: State::new(received, opened),
             publisher,
             subscriber,
             channels,

@@ -10,13 +10,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use livekit_protocol as proto;
 use proto::signal_request::Message as Ask;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use super::{Driver, signal};
 
 /// How long it is tried: SDKs give up after about so long and join anew.
 const RESUME_MAX: Duration = Duration::from_secs(10);
 /// One node may take so long to answer.
-const ANSWER_MAX: Duration = Duration::from_millis(1500);
+const ANSWER_MAX: Duration = Duration::from_millis(1000);
+/// And so long to say that it takes clients.
+const CHECK_MAX: Duration = Duration::from_millis(300);
 /// Between two rounds over all nodes.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Reliable messages kept to be sent again.
@@ -29,11 +33,13 @@ pub(super) struct State {
     pub(super) answer: Option<proto::SessionDescription>,
     pub(super) published: Vec<proto::TrackPublishedResponse>,
     received: Received,
+    opened: Opened,
 }
 
 impl State {
-    pub(super) fn new(received: Received) -> Self {
+    pub(super) fn new(received: Received, opened: Opened) -> Self {
         Self {
+            opened,
             offer: None,
             answer: None,
             published: Vec::new(),
@@ -71,6 +77,27 @@ impl Received {
     }
 }
 
+/// Channels that the server has opened on the subscriber connection: label and number. Two owners, as above.
+#[derive(Clone, Default)]
+pub(super) struct Opened(Arc<Mutex<HashMap<String, u32>>>);
+
+impl Opened {
+    pub(super) fn note(&self, label: &str, number: u32) {
+        let mut opened = self.0.lock().expect("no holder panics");
+        opened.insert(label.to_owned(), number);
+    }
+
+    fn infos(&self) -> Vec<proto::DataChannelInfo> {
+        let opened = self.0.lock().expect("no holder panics");
+        let info = |(label, id): (&String, &u32)| proto::DataChannelInfo {
+            label: label.clone(),
+            id: *id,
+            target: proto::SignalTarget::Subscriber as i32,
+        };
+        opened.iter().map(info).collect()
+    }
+}
+
 /// The last reliable messages that were sent.
 #[derive(Clone, Default)]
 pub(super) struct Sent(Arc<Mutex<VecDeque<(u32, Vec<u8>)>>>);
@@ -91,6 +118,21 @@ impl Sent {
     }
 }
 
+/// Whether a node says that it takes clients, as a balancer in front of it would ask.
+async fn is_well(url: &str) -> bool {
+    let asked = async {
+        let address = url.trim_start_matches("http://");
+        let mut stream = TcpStream::connect(address).await.ok()?;
+        let request = format!("GET / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.ok()?;
+        let mut head = [0; 12];
+        stream.read_exact(&mut head).await.ok()?;
+        head.ends_with(b" 200").then_some(())
+    };
+    let answered = tokio::time::timeout(CHECK_MAX, asked).await;
+    matches!(answered, Ok(Some(())))
+}
+
 impl Driver {
     /// Gets the session back, or says why it is lost.
     pub(super) async fn resume(&mut self) -> Result<()> {
@@ -98,6 +140,10 @@ impl Driver {
         let mut last = None;
         while begun.elapsed() < RESUME_MAX {
             for url in self.options.resume_at.clone() {
+                if !is_well(&url).await {
+                    last = Some(format!("{url} takes nobody"));
+                    continue;
+                }
                 let asked = signal::reopen(&self.options, &url, &self.sid);
                 match tokio::time::timeout(ANSWER_MAX, asked).await {
                     Ok(Ok(Some((socket, reconnect)))) => {
@@ -121,11 +167,13 @@ impl Driver {
     async fn go_on(&mut self, reconnect: &proto::ReconnectResponse) -> Result<()> {
         self.heard_at = Instant::now();
         let state = &self.peers.state;
+        let mut data_channels = self.peers.channels.infos();
+        data_channels.extend(state.opened.infos());
         let sync = proto::SyncState {
             answer: state.answer.clone(),
             offer: state.offer.clone(),
             publish_tracks: state.published.clone(),
-            data_channels: self.peers.channels.infos(),
+            data_channels,
             datachannel_receive_states: state.received.states(),
             ..proto::SyncState::default()
         };

@@ -62,7 +62,10 @@ async fn connect(options: &Options, url: &str, more: &str) -> Result<Socket> {
     {
         stream.bind(SocketAddr::new(own.ip(), 0))?;
     }
-    let stream = stream.connect(server).await.context("the signal connection")?;
+    let stream = stream
+        .connect(server)
+        .await
+        .context("the signal connection")?;
     stream.set_nodelay(true)?;
     match tokio_tungstenite::client_async(&full, MaybeTlsStream::Plain(stream)).await {
         Ok((stream, _)) => Ok(Socket(stream)),
