@@ -24,14 +24,14 @@ impl End {
         Self(u8::try_from(id).unwrap_or(99))
     }
 
-    /// A client's; there are up to 100.
+    /// A client's; there are up to 150.
     pub(crate) fn client(index: usize) -> Self {
-        Self(101 + u8::try_from(index % 100).unwrap_or(0))
+        Self(101 + u8::try_from(index % 150).unwrap_or(0))
     }
 
-    /// A client that shares its address with nobody at any time, so that packets tell whose they are.
+    /// A client that shares its address with nobody, so that packets tell whose they are.
     pub(crate) fn is_alone(self) -> bool {
-        (101..120).contains(&self.0)
+        (101..=200).contains(&self.0)
     }
 
     /// Its address.

@@ -23,7 +23,7 @@ use crate::shim::{Page, Shim};
 /// How long a node that was hurt may take to work again once the fault is over.
 pub(crate) const READY_MAX: Duration = Duration::from_secs(40);
 /// Clients that a run may have.
-pub(crate) const CLIENTS: usize = 40;
+pub(crate) const CLIENTS: usize = 140;
 
 /// See the module.
 pub(crate) struct World {

@@ -91,7 +91,7 @@ impl Worker {
     async fn join(&mut self, identity: &str) {
         let action = self.process.begin("join", "", identity);
         let token = token::join(&self.room, identity, &json!({}));
-        let end = End::client(20 + usize::try_from(self.node).unwrap_or(0));
+        let end = End::client(100 + usize::try_from(self.node).unwrap_or(0));
         let mut wanted = options(&self.urls, self.node, token, end);
         wanted.auto_subscribe = false;
         let client = match Client::connect(wanted).await {

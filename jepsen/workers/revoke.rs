@@ -78,7 +78,7 @@ impl Worker {
 
     fn options(&mut self, token: String) -> (u64, Options) {
         let (node, _) = self.chance.pick(&self.urls).clone();
-        let mut wanted = options(&self.urls, node, token, End::client(30));
+        let mut wanted = options(&self.urls, node, token, End::client(120));
         wanted.auto_subscribe = false;
         wanted.timeout = CONNECT_MAX;
         (node, wanted)
@@ -198,7 +198,7 @@ async fn listen(
         count += 1;
         let token = token::join(&room, &format!("listener-{count}"), &json!({}));
         let Ok(mut client) =
-            Client::connect(options(&urls, urls[0].0, token, End::client(31))).await
+            Client::connect(options(&urls, urls[0].0, token, End::client(121))).await
         else {
             tokio::time::sleep(Duration::from_millis(200)).await;
             continue;

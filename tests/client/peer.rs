@@ -296,13 +296,13 @@ impl Peers {
                 }),
             )
             .await?;
-        let (opened, open) = watch::channel(0);
+        let (has_opened, open) = watch::channel(0);
         for channel in [reliable.clone(), lossy.clone()] {
-            let opened = opened.clone();
+            let has_opened = has_opened.clone();
             tokio::spawn(async move {
                 while let Some(event) = channel.poll().await {
                     if matches!(event, DataChannelEvent::OnOpen) {
-                        opened.send_modify(|count| *count += 1);
+                        has_opened.send_modify(|count| *count += 1);
                     }
                 }
             });
