@@ -143,6 +143,7 @@ impl ShardView {
                 "relayed_bytes",
                 router.relays.iter().map(|relay| relay.bytes).sum(),
             ),
+            ("passed_on_packets", router.packets_passed_on),
         ]
     }
 

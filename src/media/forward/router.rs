@@ -2,7 +2,7 @@
 //! out. Owns peers, tracks and links of one shard; everything per packet is in [`media`], RTCP in
 //! [`feedback`], other nodes in [`relays`], whatever time brings in [`timer`].
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Instant;
 
@@ -22,12 +22,13 @@ use crate::forward::subscription::{Start, Subscription};
 use crate::forward::track::{Outbound, REORDER_CLIENT, Track};
 use crate::index::IdMap;
 use crate::receive::demux::Section;
-use crate::relay::keys::End;
 use crate::relay::link::{Link, Local};
+use crate::relay::transit::{Course, Passage};
 use crate::rtp::twcc::Arrivals;
 use crate::stats::{Stats, TrackSource};
 
 mod describe;
+mod detours;
 mod feedback;
 mod media;
 mod relays;
@@ -79,6 +80,9 @@ pub struct Router {
     links: IdMap<NodeId, Link>,
     /// Nodes by the tag of the key that their packets are sealed with.
     tags: IdMap<u32, NodeId>,
+    /// Detours by which this node is asked to send packets on. No more than pairs of links.
+    passages: BTreeMap<Course, Passage>,
+    packets_passed_on: u64,
     timers: Timers,
     /// Tracks with packets that subscribers are still to get, oldest first.
     waiting: VecDeque<usize>,
@@ -101,6 +105,8 @@ impl Router {
             by_hash: IdMap::default(),
             links: IdMap::default(),
             tags: IdMap::default(),
+            passages: BTreeMap::new(),
+            packets_passed_on: 0,
             timers: Timers::new(now),
             waiting: VecDeque::with_capacity(64),
             events: VecDeque::with_capacity(64),
@@ -369,6 +375,7 @@ impl Router {
         {
             link.address = address;
             link.is_removed = false;
+            self.renew_detours(node);
             self.timers.hurry();
             return;
         }
@@ -377,10 +384,7 @@ impl Router {
         }
         let counter = self.rng.random();
         let local = Local {
-            end: End {
-                node: self.config.node,
-                boot: self.config.boot,
-            },
+            end: self.local_end(),
             shard: self.config.shard,
             secret: &self.config.relay_secret,
         };
@@ -390,6 +394,7 @@ impl Router {
             self.tags.remove(&before.tag());
         }
         self.tags.insert(tag, node);
+        self.renew_detours(node);
         self.restart_relays(now, node);
         self.timers.hurry();
     }

@@ -130,7 +130,13 @@ impl Watch {
         if sign.is_gone(now) {
             return Impression::Gone;
         }
-        let silence = self.mesh.signs().silence(sign, now);
+        let mut silence = self.mesh.signs().silence(sign, now);
+        // One bad link condemns nobody as long as there is a way round it.
+        let patience = self.config.patience;
+        let is_near = |at: Instant| now.saturating_duration_since(at) < patience;
+        if silence >= patience && sign.reached.is_some_and(is_near) {
+            silence = patience.saturating_sub(Duration::from_millis(1));
+        }
         if silence < self.bound(now) / 2 {
             Impression::Lives
         } else {

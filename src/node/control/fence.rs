@@ -176,7 +176,11 @@ impl Fence {
         let found = contact(node, &voters, &gone, &contacts, now);
         let is_dead = |leader: NodeId| signs.get(&leader).is_some_and(|sign| sign.is_gone(now));
         let led = match status.leader {
-            Some(leader) if leader != node && !is_dead(leader) => contacts.get(&leader).copied(),
+            Some(leader) if leader != node && !is_dead(leader) => {
+                // By way of another node is enough: the leader counts it as well.
+                let answered = signs.get(&leader).and_then(|sign| sign.answered);
+                contacts.get(&leader).copied().max(answered)
+            }
             // It leads itself, or nobody does and nobody decides.
             _ => Some(now),
         };

@@ -56,6 +56,11 @@ pub struct Sign {
     /// When the newest of our pings that it answered was sent: at that time or later it knew that
     /// this node lives.
     pub contact: Option<Instant>,
+    /// When anything of it arrived last over the mesh's links, which may lead by way of another node.
+    pub reached: Option<Instant>,
+    /// When the newest heartbeat of a link was sent that it answered: as `contact`, but maybe by way of
+    /// another node.
+    pub answered: Option<Instant>,
     /// When its open stream broke; `None` while one is open.
     pub broke: Option<Instant>,
     /// How often in a row nobody listened at its port.
@@ -75,6 +80,8 @@ impl Sign {
             boot: None,
             heard: None,
             contact: None,
+            reached: None,
+            answered: None,
             broke: None,
             refusals: 0,
             refused_at: None,
@@ -156,6 +163,27 @@ impl Signs {
             && sign.boot.is_none_or(|known| known == boot)
         {
             sign.heard = Some(Instant::now());
+        }
+    }
+
+    /// A link's heartbeat of a node arrived, maybe by way of another one.
+    pub(super) fn reached(&self, node: NodeId, boot: BootId) {
+        if let Some(sign) = lock(&self.signs).get_mut(&node)
+            && sign.boot.is_none_or(|known| known == boot)
+        {
+            sign.reached = Some(Instant::now());
+        }
+    }
+
+    /// A node answered a link's heartbeat that was sent at `sent`, maybe by way of another one.
+    pub(super) fn answered(&self, node: NodeId, boot: BootId, sent: Instant) {
+        self.reached(node, boot);
+        // An echo from the future is nonsense.
+        if sent <= Instant::now()
+            && let Some(sign) = lock(&self.signs).get_mut(&node)
+            && sign.boot.is_none_or(|known| known == boot)
+        {
+            sign.answered = sign.answered.max(Some(sent));
         }
     }
 

@@ -1,6 +1,6 @@
 //! A few nodes and clients, a network between them, and time in steps of a millisecond.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -96,6 +96,8 @@ pub(super) struct World {
     pub(super) node_network: Network,
     /// Relay datagrams and bytes sent between nodes.
     pub(super) relayed: (u64, u64),
+    /// Pairs of nodes, lower one first, between which nothing passes.
+    pub(super) cut: BTreeSet<(usize, usize)>,
     /// Relay datagrams on their way, recorded if wanted.
     pub(super) tap: Option<Vec<Vec<u8>>>,
 }
@@ -139,6 +141,7 @@ impl World {
             client_network: PERFECT,
             node_network: PERFECT,
             relayed: (0, 0),
+            cut: BTreeSet::new(),
             tap: None,
         };
         for node in 0..nodes {
@@ -368,6 +371,9 @@ impl World {
                         .find(|node| address(*node) == to)
                         .expect("a known node");
                     let from = address(index);
+                    if self.cut.contains(&(index.min(node), index.max(node))) {
+                        continue;
+                    }
                     self.send(To::Relay { node, from }, bytes, self.node_network);
                 }
             }
