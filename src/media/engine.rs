@@ -219,6 +219,12 @@ impl Engine {
         }
     }
 
+    /// Whose address this is. Also after a panic, when nothing else may be asked any more.
+    #[must_use]
+    pub fn peer_at(&self, address: SocketAddr) -> Option<PeerId> {
+        self.addresses.get(address)
+    }
+
     /// Takes an order.
     pub fn handle_command(&mut self, now: Instant, command: Command) {
         self.execute(now, command);
