@@ -340,8 +340,13 @@ impl Shard {
     fn run(mut self) {
         let span = tracing::info_span!("shard", shard = self.index);
         let _entered = span.enter();
+        // At a random place, so that not even a key that is derived twice repeats a nonce; a quarter of the
+        // range leaves room for more packets than can ever be sent.
+        let (first_counter, started) = (rand::random::<u64>() >> 2, Instant::now());
         loop {
             rand::rng().fill_bytes(&mut self.config.seed);
+            let age = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            self.config.counters_from = first_counter.saturating_add(age);
             let mut engine = Engine::new(Instant::now(), self.config.clone());
             self.queued_since = None;
             let result = std::panic::catch_unwind(AssertUnwindSafe(|| self.turns(&mut engine)));

@@ -52,7 +52,10 @@ pub struct RouterConfig {
     pub shard: u16,
     /// Secret shared by the cluster's nodes, from which relay keys are derived.
     pub relay_secret: [u8; 32],
-    /// Seed for SSRCs, sequence numbers and counters.
+    /// Where the counters of sealed packets begin. An earlier router of the same start of this node and
+    /// shard must have stayed below it, or other nodes take what comes for repeated.
+    pub counters_from: u64,
+    /// Seed for SSRCs and sequence numbers.
     pub seed: [u8; 32],
 }
 
@@ -375,14 +378,14 @@ impl Router {
         {
             link.address = address;
             link.is_removed = false;
-            self.renew_detours(node);
+            self.renew_detours(now, node);
             self.timers.hurry();
             return;
         }
         if node == self.config.node || self.links.len() >= LINKS_MAX {
             return;
         }
-        let counter = self.rng.random();
+        let counter = self.counter_from(now);
         let local = Local {
             end: self.local_end(),
             shard: self.config.shard,
@@ -394,7 +397,7 @@ impl Router {
             self.tags.remove(&before.tag());
         }
         self.tags.insert(tag, node);
-        self.renew_detours(node);
+        self.renew_detours(now, node);
         self.restart_relays(now, node);
         self.timers.hurry();
     }

@@ -58,7 +58,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// A link whose counter starts at `counter`, drawn at random.
+    /// A link whose counter starts at `counter`, which no earlier one between these starts has reached.
     #[must_use]
     pub fn new(
         now: Instant,
@@ -78,8 +78,7 @@ impl Link {
             packets_received: 0,
             sealing: DirectionKey::derive(local.secret, local.shard, local.end, remote),
             opening: DirectionKey::derive(local.secret, local.shard, remote, local.end),
-            // Half the range is more packets than can ever be sent.
-            counter: counter >> 1,
+            counter,
             replay: ReplayWindow::default(),
             first_received: None,
             heard: None,

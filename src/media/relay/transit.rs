@@ -90,7 +90,7 @@ pub struct Detour {
 }
 
 impl Detour {
-    /// A way whose counter starts at `counter`, drawn at random.
+    /// A way whose counter starts at `counter`, which no earlier one between these starts has reached.
     #[must_use]
     pub fn new(
         secret: &[u8; 32],
@@ -108,7 +108,7 @@ impl Detour {
                 target,
             },
             key: EnvelopeKey::derive(secret, shard, local, via, target),
-            counter: counter >> 1,
+            counter,
         }
     }
 

@@ -1,8 +1,9 @@
 //! Ways by a third node: this router's own while a direct one is cut, and those of others that lead
 //! by here.
 
+use std::time::Instant;
+
 use flotilla_model::id::NodeId;
-use rand::Rng as _;
 
 use crate::discard::Discard;
 use crate::forward::Wire;
@@ -52,13 +53,13 @@ impl Router {
 
     /// Packets to `node` go by way of `via` from now on, or directly again. Nothing changes if a
     /// node is not known.
-    pub fn set_detour(&mut self, node: NodeId, via: Option<NodeId>) {
+    pub fn set_detour(&mut self, now: Instant, node: NodeId, via: Option<NodeId>) {
         let way = via.and_then(|via| {
             let link = self.links.get(&via).filter(|link| !link.is_removed)?;
             (via != node).then_some((link.remote, link.address))
         });
         let local = self.local_end();
-        let counter = self.rng.random();
+        let counter = self.counter_from(now);
         let RouterConfig {
             relay_secret,
             shard,
@@ -76,7 +77,7 @@ impl Router {
     }
 
     /// A node is reached elsewhere or has started anew: so are the detours by it.
-    pub(super) fn renew_detours(&mut self, via: NodeId) {
+    pub(super) fn renew_detours(&mut self, now: Instant, via: NodeId) {
         let concerned = |link: &&Link| {
             let detour = link.detour.as_ref();
             detour.is_some_and(|detour| detour.via.node == via)
@@ -84,8 +85,15 @@ impl Router {
         let nodes: Vec<_> = self.links.values().filter(concerned).collect();
         let nodes: Vec<_> = nodes.iter().map(|link| link.remote.node).collect();
         for node in nodes {
-            self.set_detour(node, Some(via));
+            self.set_detour(now, node, Some(via));
         }
+    }
+
+    /// Counters that have not been used: a packet takes longer than a nanosecond.
+    pub(super) fn counter_from(&self, now: Instant) -> u64 {
+        let age = now.saturating_duration_since(self.epoch).as_nanos();
+        let age = u64::try_from(age).unwrap_or(u64::MAX);
+        self.config.counters_from.saturating_add(age)
     }
 
     pub(super) fn local_end(&self) -> End {

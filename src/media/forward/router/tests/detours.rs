@@ -25,8 +25,9 @@ fn world() -> World {
 
 fn detour(world: &mut World, by: Option<usize>) {
     for (from, to) in [(0, 1), (1, 0)] {
+        let now = world.now;
         let router = &mut world.nodes[from].router;
-        router.set_detour(node_id(to), by.map(node_id));
+        router.set_detour(now, node_id(to), by.map(node_id));
     }
 }
 
@@ -59,6 +60,17 @@ fn a_cut_link_is_gone_round_and_used_again_once_it_is_whole() {
     detour(&mut world, None);
     assert!(arrive(&mut world) > usual / 2, "directly");
     assert_eq!(passed_on(&world, 2), on_the_way);
+
+    // Again and again: the node on the way takes nothing for repeated.
+    for _ in 0..4 {
+        world.cut.insert((0, 1));
+        detour(&mut world, Some(2));
+        world.run_ms(500);
+        assert!(arrive(&mut world) > usual / 2, "by node 2 again");
+        world.cut.clear();
+        detour(&mut world, None);
+        world.run_ms(500);
+    }
     world.run_ms(1_000);
     world.subscriber(2).judge();
 }
@@ -77,13 +89,14 @@ fn a_detour_goes_on_when_the_node_on_the_way_has_started_anew() {
 #[test]
 fn a_node_on_the_way_sends_on_neither_by_a_detour_nor_for_strangers() {
     let mut world = world();
+    let now = world.now;
     world.nodes[2]
         .router
-        .set_detour(node_id(1), Some(node_id(0)));
+        .set_detour(now, node_id(1), Some(node_id(0)));
     world.cut.insert((0, 1));
     world.nodes[0]
         .router
-        .set_detour(node_id(1), Some(node_id(2)));
+        .set_detour(now, node_id(1), Some(node_id(2)));
     assert_eq!(arrive(&mut world), 0);
     assert_eq!(passed_on(&world, 2), 0);
 
@@ -99,7 +112,7 @@ fn a_node_on_the_way_sends_on_neither_by_a_detour_nor_for_strangers() {
         room[..60].fill(0xc1);
         60
     });
-    world.nodes[2].router.set_detour(node_id(1), None);
+    world.nodes[2].router.set_detour(now, node_id(1), None);
     let refused = world.inject_relay(2, &mut buffer[..len]);
     assert_eq!(refused, Err(Discard::Unauthenticated));
     assert_eq!(passed_on(&world, 2), 0);
@@ -118,8 +131,8 @@ fn a_detour_by_an_unknown_node_is_none() {
     let now = crate::test_epoch();
     let mut router = router(now, 0, 100);
     router.set_link(now, node_id(1), BootId(100), address(1));
-    router.set_detour(node_id(1), Some(node_id(2)));
-    router.set_detour(node_id(1), Some(node_id(1)));
-    router.set_detour(node_id(5), Some(node_id(1)));
+    router.set_detour(now, node_id(1), Some(node_id(2)));
+    router.set_detour(now, node_id(1), Some(node_id(1)));
+    router.set_detour(now, node_id(5), Some(node_id(1)));
     router.handle_timeout(now, &mut Nothing);
 }

@@ -111,6 +111,8 @@ pub(super) fn node_id(node: usize) -> NodeId {
 }
 
 pub(super) fn router(now: Instant, node: usize, boot: u64) -> Router {
+    let elapsed = now.saturating_duration_since(crate::test_epoch());
+    let elapsed = 1 << 40 | elapsed.as_nanos() as u64;
     let mut seed = [0; 32];
     seed[0] = node as u8;
     seed[1] = boot as u8;
@@ -121,6 +123,7 @@ pub(super) fn router(now: Instant, node: usize, boot: u64) -> Router {
             boot: BootId(boot),
             shard: 0,
             relay_secret: [9; 32],
+            counters_from: elapsed,
             seed,
         },
     )
