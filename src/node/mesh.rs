@@ -25,10 +25,12 @@ pub mod enroll;
 mod link;
 mod pulse;
 mod service;
+mod sign;
 mod tunnel;
 
-pub use pulse::{Ailing, Sign, Signs};
+pub use pulse::{Ailing, Signs};
 pub use service::{Claims, MeshService, ServiceConfig, crash};
+pub use sign::{Question, Sign, SignBook};
 
 /// Generated from `proto/mesh.proto`.
 #[expect(missing_docs, reason = "generated code")]

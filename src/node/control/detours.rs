@@ -265,7 +265,7 @@ pub async fn watch(
 
 fn peers(group: &Group, mesh: &Mesh) -> BTreeMap<NodeId, Peer> {
     let (state, health, now) = (group.state(), mesh.health(), Instant::now());
-    let signs = mesh.signs();
+    let signs = mesh.signs().book();
     signs
         .all()
         .iter()

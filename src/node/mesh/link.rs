@@ -271,7 +271,7 @@ impl LinkTask {
                 let sent = started + Duration::from_micros(beat.token);
                 let took = sent.elapsed();
                 if let Some(boot) = self.boot {
-                    self.notes.signs.answered(self.node, boot, sent);
+                    self.notes.signs.echoed(self.node, boot, sent);
                 }
                 self.note(|health| {
                     health.heard = Some(Instant::now());

@@ -203,7 +203,7 @@ async fn a_node_is_reached_by_way_of_another_one() {
     sender.set_detour(NodeId(2), Some(NodeId(3)));
     assert_eq!(receiver.next().await.sequence, 7);
     let sign = || sender.signs().of(NodeId(2)).expect("known");
-    eventually("a heartbeat is answered", || sign().answered.is_some()).await;
+    eventually("a heartbeat is answered", || sign().echoed.is_some()).await;
     assert_eq!(sign().contact, None, "signs of life stay direct");
     // Both ends count it.
     let signs = receiver.mesh.signs();

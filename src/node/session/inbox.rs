@@ -132,6 +132,11 @@ impl Outlet {
         self.queue.recv().await
     }
 
+    /// The next message if there is one.
+    pub fn try_receive(&mut self) -> Option<Message> {
+        self.queue.try_recv().ok()
+    }
+
     /// Whether messages that must arrive were lost.
     #[must_use]
     pub fn is_overrun(&self) -> bool {
