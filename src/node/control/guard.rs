@@ -167,3 +167,6 @@ impl Guard {
             && now.saturating_duration_since(since) >= self.own_patience()
     }
 }
+
+#[cfg(test)]
+mod tests;

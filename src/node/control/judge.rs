@@ -295,3 +295,6 @@ fn gone(voters: &BTreeSet<NodeId>, view: &View<'_>) -> BTreeSet<NodeId> {
     };
     voters.iter().filter(is_gone).copied().collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -50,7 +50,9 @@ fn the_direct_way_is_used_again_when_it_has_been_well_for_a_while() {
         // A sign of life, and silence again.
         assert!(detours.look(now, &peers(&[(2, 0), (3, 50)])).is_empty());
         now += WELL_FOR / 2;
-        assert!(detours.look(now, &peers(&[(2, 260), (3, 50)])).is_empty());
+        let steps = detours.look(now, &peers(&[(2, 260), (3, 50)]));
+        assert!(steps.iter().all(|step| matches!(step, Step::Ask(..))));
+        detours.heard(now, NODE, &[VIA]);
     }
     assert!(detours.look(now, &peers(&[(2, 0), (3, 50)])).is_empty());
     now += WELL_FOR;
