@@ -36,9 +36,9 @@ powercut: build ## cuts the power under a writing store (CUTS=200 by default), r
 failover: setup build ## what clients see when nodes die, freeze, are cut off or drained (ROUNDS=50 of FAULTS), root needed
 	$(TARGET)/debug/chaos failover --rounds $(or $(ROUNDS),50) $(if $(FAULTS),--faults $(FAULTS)) $(FAILOVER_ARGS)
 
-failover-smoke: setup build ## three kills of a follower and three drains under people on three SDKs, root needed
+failover-smoke: setup build ## a follower killed, a link cut, a node drained, three times each, under people on three SDKs, root needed
 	mkdir -p artifacts
-	$(TARGET)/debug/chaos failover --rounds 3 --faults kill-follower,drain --quiet 5 \
+	$(TARGET)/debug/chaos failover --rounds 3 --faults kill-follower,cut-link,drain --quiet 5 \
 		--python 2 --node 2 --chromium 1 --hears 2 --json artifacts/failover-smoke.json $(FAILOVER_ARGS)
 
 rolling-upgrade: setup build ## a cluster goes from the version before (OLD=commit) to this one and back under ten people, root needed

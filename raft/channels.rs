@@ -21,6 +21,8 @@ use tonic::transport::{
 };
 
 use crate::auth::{Authenticated, Guarded, Secret};
+pub use crate::connector::Tunnel;
+use crate::connector::{Connector, Ways};
 
 /// How often an HTTP/2 ping is sent. Falls: dead peers are found sooner, idle traffic rises.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_millis(1000);
@@ -110,6 +112,7 @@ struct Shared {
     config: ChannelsConfig,
     /// Shared by all tasks that call peers; held only to look a channel up.
     pool: Mutex<HashMap<(String, Lane), PeerChannel>>,
+    ways: Ways,
 }
 
 impl Channels {
@@ -120,6 +123,7 @@ impl Channels {
             shared: Arc::new(Shared {
                 config,
                 pool: Mutex::default(),
+                ways: Ways::default(),
             }),
         }
     }
@@ -138,12 +142,24 @@ impl Channels {
         if pool.len() >= PEERS_MAX {
             return Err(ChannelError::Full);
         }
+        let connector = Connector {
+            address: address.to_owned(),
+            ways: self.shared.ways.clone(),
+            is_direct: lane == Lane::Pulse,
+        };
         let channel = Authenticated::new(
-            self.endpoint(address)?.connect_lazy(),
+            self.endpoint(address)?
+                .connect_with_connector_lazy(connector),
             self.shared.config.secret.clone(),
         );
         pool.insert(key, channel.clone());
         Ok(channel)
+    }
+
+    /// Connections to `address` go by a tunnel from now on, or directly again: those that are open
+    /// end at once. [`Lane::Pulse`] stays direct, since it measures that way.
+    pub fn set_detour(&self, address: &str, tunnel: Option<Arc<dyn Tunnel>>) {
+        self.shared.ways.set(address, tunnel);
     }
 
     fn endpoint(&self, address: &str) -> Result<Endpoint, ChannelError> {
@@ -159,7 +175,6 @@ impl Channels {
         let endpoint = Endpoint::from_shared(format!("{scheme}://{address}")).map_err(|_| bad())?;
         let endpoint = endpoint
             .connect_timeout(self.shared.config.connect_timeout)
-            .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .keep_alive_while_idle(true)

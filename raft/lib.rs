@@ -14,6 +14,7 @@ mod auth;
 mod channels;
 mod clock;
 mod config;
+mod connector;
 mod duty;
 mod envelope;
 mod error;
@@ -36,7 +37,7 @@ mod types;
 
 pub use auth::{Authenticated, Guarded, Secret};
 pub use channels::{
-    ChannelError, Channels, ChannelsConfig, Lane, PeerChannel, STOP_GRACE, ServeError, Tls,
+    ChannelError, Channels, ChannelsConfig, Lane, PeerChannel, STOP_GRACE, ServeError, Tls, Tunnel,
 };
 pub use clock::Clock;
 pub use config::{GroupConfig, GroupId};

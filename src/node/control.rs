@@ -25,10 +25,13 @@ use crate::shard::{ShardEvent, Shards};
 use crate::telemetry::Metrics;
 
 pub mod detector;
+pub mod detours;
 pub mod drain;
 pub mod failure;
 pub mod fence;
+pub mod guard;
 pub mod health;
+pub mod judge;
 pub mod lease;
 pub mod orphans;
 pub mod rebalance;

@@ -79,6 +79,12 @@ impl Case {
         }
     }
 
+    /// Whether the verdict stands, whatever witnesses who have not answered yet would say.
+    #[must_use]
+    pub fn is_clear(&self) -> bool {
+        self.impression == Impression::Gone && self.verdict().is_some()
+    }
+
     fn is_confirmed_gone(&self) -> bool {
         let heard = self.findings.values().any(|f| *f == Finding::Heard);
         let missing = self.findings.values().any(|f| is_missing(*f));

@@ -1,37 +1,34 @@
 //! Keeps this node's lease, and brings it back into service after it has lapsed.
 //!
-//! Drives [`super::lease::Keeper`]: looks at the signs every few tens of milliseconds, and once a
+//! Drives [`super::guard::Guard`]: looks at the signs every few tens of milliseconds, and once a
 //! lapsed lease has contact again, reads the log, writes this node's record anew if others took it
 //! for lost, waits until sessions that belong elsewhere by now have ended, and only then serves again.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use flotilla_model::State;
-use flotilla_model::cluster::{LossCause, Node, NodeState};
-use flotilla_model::id::NodeId;
-use flotilla_raft::{Group, Status};
+use flotilla_model::cluster::Node;
+use flotilla_raft::Group;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tracing::{debug, error, info, warn};
 
-use super::lease::{Contact, Keeper, Lease, Step, contact};
+use super::failure::voters;
+use super::guard::{self, Deed, Guard, GuardConfig};
+use super::judge::View;
+use super::lease::Lease;
 use super::register;
 use crate::hub::Hub;
-use crate::mesh::{Ailing, Ailment, Mesh};
+use crate::mesh::{Ailing, Mesh};
 use crate::telemetry::Metrics;
 
 /// How often the lease is renewed. Well below the bound, or a late task costs the lease.
 const LOOK_INTERVAL: Duration = Duration::from_millis(25);
 /// How long sessions that belong elsewhere may take to end.
 const STRAYS_MAX: Duration = Duration::from_secs(3);
-/// How long a node that was handed over because it was unwell must have been well before it serves
-/// again.
-const WELL_FOR: Duration = Duration::from_secs(10);
-
 /// What the fence needs.
 pub struct FenceConfig {
     /// This node's record, as it writes it.
@@ -54,13 +51,9 @@ pub struct Fence {
     group: Group,
     mesh: Mesh,
     hub: Hub,
-    keeper: Keeper,
+    guard: Guard,
     /// A way back under way.
     return_under_way: Option<JoinHandle<bool>>,
-    unwell_since: Option<Instant>,
-    well_since: Instant,
-    /// When the leader was last known to know that this node lives.
-    led_at: Instant,
     standing: watch::Sender<bool>,
 }
 
@@ -68,17 +61,19 @@ impl Fence {
     /// Keeps `lease`, which has not begun.
     #[must_use]
     pub fn new(config: FenceConfig, group: Group, mesh: Mesh, hub: Hub, lease: Lease) -> Self {
-        let now = Instant::now();
+        let guarded = GuardConfig {
+            node: config.record.id,
+            boot: config.record.boot,
+            bound: config.bound,
+            lost_after: config.lost_after,
+        };
         Self {
-            keeper: Keeper::new(lease, config.bound),
+            guard: Guard::new(guarded, lease, Instant::now()),
             config,
             group,
             mesh,
             hub,
             return_under_way: None,
-            unwell_since: None,
-            well_since: now,
-            led_at: now,
             standing: watch::Sender::new(false),
         }
     }
@@ -101,39 +96,40 @@ impl Fence {
         }
     }
 
-    fn look(&mut self) {
-        let now = Instant::now();
+    fn decide<T>(&mut self, decide: impl FnOnce(&mut Guard, &View<'_>) -> T) -> T {
         let status = self.group.status();
-        let state = self.group.state();
-        let contact = self.contact(&status, now);
-        let own = state.nodes.get(&self.config.record.id);
-        let boot = self.config.record.boot;
-        let is_lost = own.is_none_or(|own| own.state.is_lost() || own.boot != boot);
-        let cause = LossCause::Stalled;
-        let was_unwell = own.is_some_and(|own| own.state == NodeState::Lost { cause });
-        if is_lost || self.is_unwell(now) {
-            if self.keeper.give_up() {
-                self.lapsed(if is_lost { "taken for lost" } else { "unwell" });
-            }
-            if self.unwell_since.is_some()
-                || (was_unwell && now.saturating_duration_since(self.well_since) < WELL_FOR)
-            {
-                return;
+        let view = View {
+            now: Instant::now(),
+            leader: status.leader,
+            voters: &voters(&status),
+            state: &self.group.state(),
+            signs: &self.mesh.signs().book(),
+        };
+        decide(&mut self.guard, &view)
+    }
+
+    fn look(&mut self) {
+        let ailment = self.config.ailing.get();
+        match self.decide(|guard, view| guard.look(view, ailment)) {
+            Deed::None => {}
+            Deed::Lapsed(reason) => self.lapsed(reason),
+            Deed::Read => self.go_back(),
+            Deed::LapsedAndRead(reason) => {
+                self.lapsed(reason);
+                self.go_back();
             }
         }
-        match self.keeper.look(now, contact) {
-            Step::Held | Step::Waiting => {}
-            Step::Lapsed => self.lapsed("no contact with a majority"),
-            Step::Read if self.return_under_way.is_some() => {}
-            Step::Read => {
-                let way_back = WayBack {
-                    group: self.group.clone(),
-                    hub: self.hub.clone(),
-                    record: self.config.record.clone(),
-                    open: self.config.open.clone(),
-                };
-                self.return_under_way = Some(tokio::spawn(way_back.walk()));
-            }
+    }
+
+    fn go_back(&mut self) {
+        if self.return_under_way.is_none() {
+            let way_back = WayBack {
+                group: self.group.clone(),
+                hub: self.hub.clone(),
+                record: self.config.record.clone(),
+                open: self.config.open.clone(),
+            };
+            self.return_under_way = Some(tokio::spawn(way_back.walk()));
         }
     }
 
@@ -146,64 +142,11 @@ impl Fence {
 
     fn return_ended(&mut self, may_serve: bool) {
         self.return_under_way = None;
-        if !may_serve {
-            return;
-        }
-        let now = Instant::now();
-        let contact = self.contact(&self.group.status(), now);
-        if self.keeper.regain(now, contact) {
+        if may_serve && self.decide(Guard::returned) {
             info!("the lease holds");
             self.config.metrics.lease_held.set(1);
             self.standing.send_replace(true);
         }
-    }
-
-    /// Contact with those who decide: a majority of the voters, and the leader at least now and then.
-    fn contact(&mut self, status: &Status, now: Instant) -> Contact {
-        let node = self.config.record.id;
-        let signs = self.mesh.signs().all();
-        let members = status.members.iter();
-        let voters: BTreeSet<NodeId> = members
-            .filter(|member| member.voter)
-            .map(|member| member.node)
-            .collect();
-        let is_gone = |id: &&NodeId| signs.get(id).is_some_and(|sign| sign.is_gone(now));
-        let gone = voters.iter().filter(is_gone).copied().collect();
-        let contacts: BTreeMap<NodeId, Instant> = signs
-            .iter()
-            .filter_map(|(id, sign)| Some((*id, sign.contact?)))
-            .collect();
-        let found = contact(node, &voters, &gone, &contacts, now);
-        let is_dead = |leader: NodeId| signs.get(&leader).is_some_and(|sign| sign.is_gone(now));
-        let led = match status.leader {
-            Some(leader) if leader != node && !is_dead(leader) => contacts.get(&leader).copied(),
-            // It leads itself, or nobody does and nobody decides.
-            _ => Some(now),
-        };
-        self.led_at = self.led_at.max(led.unwrap_or(self.led_at));
-        let is_led = found == Contact::Alone
-            || now.saturating_duration_since(self.led_at) < self.own_patience();
-        if is_led { found } else { Contact::None }
-    }
-
-    /// How long this node gives itself where others would give it `lost_after`.
-    fn own_patience(&self) -> Duration {
-        self.config.lost_after - self.config.lost_after / 10
-    }
-
-    /// Whether this node has been unable to follow the log for so long that others hand its people
-    /// over without its knowing.
-    fn is_unwell(&mut self, now: Instant) -> bool {
-        let ailment = self.config.ailing.get();
-        if ailment == Ailment::None {
-            if self.unwell_since.take().is_some() {
-                self.well_since = now;
-            }
-            return false;
-        }
-        let since = *self.unwell_since.get_or_insert(now);
-        matches!(ailment, Ailment::Disk | Ailment::Log)
-            && now.saturating_duration_since(since) >= self.own_patience()
     }
 }
 
@@ -242,19 +185,17 @@ impl WayBack {
                 return false;
             }
         };
-        match state.nodes.get(&self.record.id) {
-            Some(own) if own.boot == self.record.boot && !own.state.is_lost() => {}
-            // Before its first start is registered, a node serves nobody.
-            None => return false,
-            Some(_) if !self.open.load(Ordering::Relaxed) => return false,
-            Some(own) if own.boot == self.record.boot => {
+        let is_open = self.open.load(Ordering::Relaxed);
+        match guard::way_back(&state, self.record.id, self.record.boot, is_open) {
+            guard::WayBack::Serve => {}
+            guard::WayBack::Wait => return false,
+            guard::WayBack::Register => {
                 if let Err(reason) = register::attempt(&self.group, &self.record).await {
                     debug!(%reason, "this node cannot return yet");
                     return false;
                 }
                 info!("this node was taken for lost; it serves again");
             }
-            Some(_) => return false,
         }
         self.await_strays(&state).await;
         true

@@ -18,7 +18,7 @@ const DOUBT: Duration = Duration::from_secs(3);
 const DOUBT_MIN: Duration = Duration::from_millis(100);
 
 /// The record of this process's delays.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Delays {
     looked: Option<Instant>,
     late: VecDeque<(Instant, Duration)>,

@@ -9,7 +9,6 @@
 //! A stream that breaks is followed by knocking at the other node's port: if nobody listens there any
 //! more, the process is gone. The signs are facts; what follows from them is decided in `control`.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -23,9 +22,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tracing::debug;
 
-use super::delay::Delays;
 use super::proto::mesh_client::MeshClient;
 use super::proto::{Ailment, InquireRequest, PulseReply, PulseRequest, inquire_reply::Finding};
+use super::sign::{Question, Sign, SignBook};
 use super::{Own, lock};
 
 /// Pings per bound of silence: one or two may be lost or late before a node is suspected.
@@ -38,111 +37,31 @@ const KNOCK_FIRST: Duration = Duration::from_millis(10);
 const KNOCK_LAST: Duration = Duration::from_millis(100);
 /// Longest wait for a knock to be answered.
 const KNOCK_MAX: Duration = Duration::from_millis(250);
-/// Refusals in a row that make a process gone. The first may fall into the moment in which a dying
-/// process has lost one socket but not yet the other.
-const REFUSALS: u32 = 2;
-/// A refusal older than this says nothing of the present.
-const REFUSAL_AGE: Duration = Duration::from_secs(1);
-
-/// What is known of another node's life.
-#[derive(Clone, Copy, Debug)]
-pub struct Sign {
-    /// Since when it is listened to.
-    pub since: Instant,
-    /// The start that answered last.
-    pub boot: Option<BootId>,
-    /// When anything of it arrived last.
-    pub heard: Option<Instant>,
-    /// When the newest of our pings that it answered was sent: at that time or later it knew that
-    /// this node lives.
-    pub contact: Option<Instant>,
-    /// When its open stream broke; `None` while one is open.
-    pub broke: Option<Instant>,
-    /// How often in a row nobody listened at its port.
-    pub refusals: u32,
-    /// When that was last.
-    pub refused_at: Option<Instant>,
-    /// What it says is wrong with itself, and since when.
-    pub ailment: Option<(Ailment, Instant)>,
-}
-
-impl Sign {
-    /// Nothing known yet.
-    #[must_use]
-    pub const fn new(now: Instant) -> Self {
-        Self {
-            since: now,
-            boot: None,
-            heard: None,
-            contact: None,
-            broke: None,
-            refusals: 0,
-            refused_at: None,
-            ailment: None,
-        }
-    }
-
-    /// Whether its process is certainly gone: it was connected, the connection was reset, and since
-    /// then nobody listens at its port. A refusal alone does not count: a filter on the way can
-    /// refuse, too, but leaves open streams silent.
-    #[must_use]
-    pub fn is_gone(&self, now: Instant) -> bool {
-        self.broke.is_some()
-            && self.refusals >= REFUSALS
-            && self
-                .refused_at
-                .is_some_and(|at| now.saturating_duration_since(at) < REFUSAL_AGE)
-    }
-
-    /// When it was last known to live: heard, or begun to be listened to.
-    #[must_use]
-    pub fn last(&self) -> Instant {
-        self.heard.map_or(self.since, |heard| heard.max(self.since))
-    }
-}
-
 /// The signs of all nodes. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Signs {
-    /// Written by pulse tasks and by the service, read by the control tasks.
-    signs: Arc<Mutex<BTreeMap<NodeId, Sign>>>,
-    /// Written by failure detection, read by whoever judges silence.
-    delays: Arc<Mutex<Delays>>,
+    /// Written by pulse tasks, the service and failure detection; read by the control tasks.
+    book: Arc<Mutex<SignBook>>,
     changed: Arc<Notify>,
 }
 
 impl Signs {
-    /// All of them.
+    /// The signs as they are now.
     #[must_use]
-    pub fn all(&self) -> BTreeMap<NodeId, Sign> {
-        lock(&self.signs).clone()
+    pub fn book(&self) -> SignBook {
+        lock(&self.book).clone()
     }
 
     /// One node's.
     #[must_use]
     pub fn of(&self, node: NodeId) -> Option<Sign> {
-        lock(&self.signs).get(&node).copied()
+        lock(&self.book).of(node).copied()
     }
 
     /// A watcher that should look every `expected` looks now. What it is late is this process's own
     /// delay and will be nobody's silence.
     pub fn look(&self, now: Instant, expected: Duration) {
-        lock(&self.delays).look(now, expected);
-    }
-
-    /// How long a node has been silent, this process's own delays taken off.
-    #[must_use]
-    pub fn silence(&self, sign: &Sign, now: Instant) -> Duration {
-        let last = sign.last();
-        let own = lock(&self.delays).since(last);
-        now.saturating_duration_since(last).saturating_sub(own)
-    }
-
-    /// How much longer than usual others may be silent at present, because this process was late a moment
-    /// ago and they may be starved as it was.
-    #[must_use]
-    pub fn allowance(&self, now: Instant) -> Duration {
-        lock(&self.delays).allowance(now)
+        lock(&self.book).look(now, expected);
     }
 
     /// Resolves when a process has been found gone or has come back.
@@ -152,32 +71,35 @@ impl Signs {
 
     /// Something of a node arrived: its own ping.
     pub(super) fn heard(&self, node: NodeId, boot: BootId) {
-        if let Some(sign) = lock(&self.signs).get_mut(&node)
-            && sign.boot.is_none_or(|known| known == boot)
-        {
-            sign.heard = Some(Instant::now());
-        }
+        lock(&self.book).heard(node, boot, Instant::now());
+    }
+
+    /// A link's heartbeat of a node arrived, maybe by way of another one.
+    pub(super) fn reached(&self, node: NodeId, boot: BootId) {
+        lock(&self.book).reached(node, boot, None, Instant::now());
+    }
+
+    /// A node answered a link's heartbeat that was sent at `sent`, maybe by way of another one.
+    pub(super) fn echoed(&self, node: NodeId, boot: BootId, sent: Instant) {
+        lock(&self.book).reached(node, boot, Some(sent), Instant::now());
     }
 
     pub(super) fn insert(&self, node: NodeId) {
-        let sign = Sign::new(Instant::now());
-        lock(&self.signs).entry(node).or_insert(sign);
+        lock(&self.book).insert(node, Instant::now());
     }
 
     pub(super) fn remove(&self, node: NodeId) {
-        lock(&self.signs).remove(&node);
+        lock(&self.book).remove(node);
     }
 
-    fn note(&self, node: NodeId, change: impl FnOnce(&mut Sign)) {
+    fn note(&self, node: NodeId, change: impl FnOnce(&mut SignBook, Instant)) {
         let now = Instant::now();
-        let mut signs = lock(&self.signs);
-        let Some(sign) = signs.get_mut(&node) else {
-            return;
-        };
-        let before = sign.is_gone(now);
-        change(sign);
-        if sign.is_gone(now) != before {
-            drop(signs);
+        let mut book = lock(&self.book);
+        let is_gone = |book: &SignBook| book.of(node).map(|sign| sign.is_gone(now));
+        let before = is_gone(&book);
+        change(&mut book, now);
+        if is_gone(&book) != before {
+            drop(book);
             self.changed.notify_waiters();
         }
     }
@@ -193,24 +115,17 @@ impl Signs {
     ) -> Finding {
         /// How often the signs are looked at meanwhile.
         const LOOK: Duration = Duration::from_millis(10);
-        let asked = Instant::now();
+        let question = Question {
+            node,
+            boot,
+            bound,
+            within,
+            asked: Instant::now(),
+        };
         loop {
-            let Some(sign) = self.of(node) else {
-                return Finding::Unknown;
-            };
-            let now = Instant::now();
-            if sign.is_gone(now) || sign.boot.is_some_and(|other| other != boot) {
-                return Finding::Gone;
-            }
-            // Only what arrives after the question proves life.
-            if sign.heard.is_some_and(|heard| heard >= asked) {
-                return Finding::Heard;
-            }
-            if self.silence(&sign, now) >= bound {
-                return Finding::Silent;
-            }
-            if now.saturating_duration_since(asked) >= within {
-                return Finding::Unknown;
+            let finding = lock(&self.book).find(&question, Instant::now());
+            if let Some(finding) = finding {
+                return finding;
             }
             tokio::time::sleep(LOOK).await;
         }
@@ -272,7 +187,7 @@ impl PulseTask {
                         pause = KNOCK_FIRST;
                         self.pump(requests, replies, started).await;
                         self.signs
-                            .note(self.node, |sign| sign.broke = Some(Instant::now()));
+                            .note(self.node, |book, now| book.broke(self.node, now));
                         continue;
                     }
                     Err(reason) => debug!(peer = %self.node, %reason, "no pulse stream"),
@@ -290,14 +205,8 @@ impl PulseTask {
             &connected,
             Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused
         );
-        self.signs.note(self.node, |sign| {
-            if refused {
-                sign.refusals = sign.refusals.saturating_add(1);
-                sign.refused_at = Some(Instant::now());
-            } else {
-                sign.refusals = 0;
-            }
-        });
+        self.signs
+            .note(self.node, |book, now| book.knocked(self.node, refused, now));
         !refused
     }
 
@@ -354,56 +263,10 @@ impl PulseTask {
     }
 
     fn take(&self, reply: &PulseReply, started: Instant) {
-        let now = Instant::now();
         let sent = started + Duration::from_micros(reply.token);
-        self.signs.note(self.node, |sign| {
-            sign.boot = Some(BootId(reply.boot));
-            sign.heard = Some(now);
-            // A token is an echo: one from the future is nonsense.
-            if sent <= now {
-                sign.contact = Some(sign.contact.map_or(sent, |contact| contact.max(sent)));
-            }
-            sign.broke = None;
-            sign.refusals = 0;
-            sign.ailment = match reply.ailment() {
-                Ailment::None => None,
-                ailment => Some(match sign.ailment {
-                    Some((known, since)) if known == ailment => (known, since),
-                    _ => (ailment, now),
-                }),
-            };
+        let boot = BootId(reply.boot);
+        self.signs.note(self.node, |book, now| {
+            book.answered(self.node, boot, sent, reply.ailment(), now);
         });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_refusal_counts_only_after_a_reset() {
-        let now = Instant::now();
-        let mut sign = Sign::new(now);
-        sign.refusals = 5;
-        sign.refused_at = Some(now);
-        assert!(!sign.is_gone(now), "it was never connected");
-        sign.broke = Some(now);
-        assert!(sign.is_gone(now));
-        assert!(!sign.is_gone(now + REFUSAL_AGE), "that was long ago");
-        sign.refusals = 1;
-        assert!(!sign.is_gone(now), "once may be chance");
-    }
-
-    #[test]
-    fn signs_of_another_start_do_not_count() {
-        let signs = Signs::default();
-        signs.insert(NodeId(2));
-        signs.note(NodeId(2), |sign| sign.boot = Some(BootId(7)));
-        signs.heard(NodeId(2), BootId(8));
-        assert_eq!(signs.of(NodeId(2)).and_then(|sign| sign.heard), None);
-        signs.heard(NodeId(2), BootId(7));
-        assert!(signs.of(NodeId(2)).is_some_and(|sign| sign.heard.is_some()));
-        signs.heard(NodeId(3), BootId(1));
-        assert!(signs.of(NodeId(3)).is_none(), "no such node");
     }
 }

@@ -132,6 +132,26 @@ impl Vault {
     }
 }
 
+/// Highest number of a client's reliable messages that every node of the room has, by what they say.
+#[must_use]
+pub fn last_sequence(replies: &[proto::ClaimReply]) -> u32 {
+    let of_room = replies.iter().filter(|reply| reply.in_room);
+    of_room
+        .map(|reply| reply.last_sequence)
+        .min()
+        .unwrap_or_default()
+}
+
+/// The reply of the newest epoch among those that have what is looked for: older homes and standbys
+/// still hold what they had.
+pub fn newest(
+    replies: &[proto::ClaimReply],
+    has: impl Fn(&proto::ClaimReply) -> bool,
+) -> Option<&proto::ClaimReply> {
+    let having = replies.iter().filter(|reply| has(reply));
+    having.max_by_key(|reply| reply.epoch)
+}
+
 /// Opened keys of a session's connections.
 #[derive(Default)]
 pub struct Transports {
@@ -242,6 +262,27 @@ mod tests {
     use super::*;
 
     const HOUR: u64 = 1_700_000_000_000;
+
+    #[test]
+    fn the_newest_home_and_the_least_sequence_count() {
+        let reply = |epoch, keepsake: &'static [u8], in_room, last_sequence| proto::ClaimReply {
+            epoch,
+            keepsake: Bytes::from_static(keepsake),
+            in_room,
+            last_sequence,
+            ..proto::ClaimReply::default()
+        };
+        let replies = [
+            reply(3, b"old", true, 7),
+            reply(5, b"new", true, 9),
+            reply(6, b"", false, 2),
+        ];
+        let kept = newest(&replies, |reply| !reply.keepsake.is_empty());
+        assert_eq!(kept.map(|reply| &reply.keepsake[..]), Some(&b"new"[..]));
+        assert_eq!(newest(&replies, |_| true).map(|reply| reply.epoch), Some(6));
+        assert_eq!(last_sequence(&replies), 7);
+        assert_eq!(last_sequence(&[]), 0);
+    }
 
     #[test]
     fn only_the_same_cluster_and_session_opens() {

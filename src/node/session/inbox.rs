@@ -59,7 +59,10 @@ pub enum Message {
     /// sender hears of it.
     LetGo(Epoch, oneshot::Sender<()>),
     /// The media engine lost its state.
-    EngineLost,
+    EngineLost {
+        /// What was received from this session's client was the cause.
+        is_cause: bool,
+    },
     /// Events were lost: the state as it is now.
     Snapshot(Arc<State>),
     /// The node is being emptied.
@@ -127,6 +130,11 @@ impl Outlet {
             return None;
         }
         self.queue.recv().await
+    }
+
+    /// The next message if there is one.
+    pub fn try_receive(&mut self) -> Option<Message> {
+        self.queue.try_recv().ok()
     }
 
     /// Whether messages that must arrive were lost.

@@ -13,7 +13,7 @@ use futures_util::future::join_all;
 use rand::RngCore as _;
 use tracing::{debug, info};
 
-use super::handover::Transports;
+use super::handover::{self, Transports};
 use super::inbox::Inbox;
 use super::{CONNECT_MAX, Claim, Sessions, Task};
 use crate::control::takeovers::Adoption;
@@ -109,17 +109,16 @@ impl Sessions {
         });
         let mut replies: Vec<_> = join_all(asked).await.into_iter().flatten().collect();
         replies.push(self.hub.held(&room, &sid));
-        let of_room = || replies.iter().filter(|reply| reply.in_room);
-        let last_sequence = of_room().map(|reply| reply.last_sequence).min();
-        let newest = replies.iter().max_by_key(|reply| reply.epoch);
+        let last_sequence = handover::last_sequence(&replies);
+        let newest = handover::newest(&replies, |_| true);
         let transports = newest.map_or_else(Transports::default, |newest| Transports {
             publisher: self.vault.open_transport(&sid, &newest.publisher),
             subscriber: self.vault.open_transport(&sid, &newest.subscriber),
         });
-        let mut kept = replies.iter().filter(|reply| !reply.keepsake.is_empty());
+        let kept = handover::newest(&replies, |reply| !reply.keepsake.is_empty());
         let claimed = Claimed {
-            keepsake: kept.find_map(|reply| self.vault.open_keepsake(&sid, &reply.keepsake)),
-            last_sequence: last_sequence.unwrap_or_default(),
+            keepsake: kept.and_then(|kept| self.vault.open_keepsake(&sid, &kept.keepsake)),
+            last_sequence,
         };
         let has_keys = transports.publisher.is_some() || transports.subscriber.is_some();
         let how = if has_keys {
