@@ -93,7 +93,8 @@ async fn run(setting: Setting) -> Probed {
     let publisher = tokio::spawn(publish(setting.clone(), tell));
     let media = tokio::spawn(send_media(setting.clone(), session.clone()));
     let data = tokio::spawn(send_data(setting.clone(), session, sent.clone()));
-    let receiver = tokio::spawn(receive(setting.clone(), sent));
+    let receiver = tokio::spawn(receive(setting.clone()));
+    let reader = tokio::spawn(read(setting.clone(), sent));
     let mut probed = Probed::default();
     if let Ok((resumes, rejoins)) = publisher.await {
         probed.resumes += resumes;
@@ -101,10 +102,12 @@ async fn run(setting: Setting) -> Probed {
     }
     let times = media.await.unwrap_or_default();
     let bounds = data.await.unwrap_or_default();
+    if let Ok(sessions) = reader.await {
+        probed.data = judged(&setting, &sessions, &bounds);
+    }
     if let Ok(received) = receiver.await {
         probed.resumes += received.resumes;
         probed.rejoins += received.rejoins;
-        probed.data = received.data(&setting, &bounds);
         probed.stream = Stream {
             name: format!("{} to {}", setting.from, setting.to),
             cadence: 1_000_000_000 / u64::from(setting.hz),
@@ -122,14 +125,15 @@ impl Setting {
 
     async fn connect(&self, role: &str, count: u64) -> Result<Client> {
         let (node, end) = match role {
-            "publisher" => (self.from, 2 * self.number),
-            _ => (self.to, 2 * self.number + 1),
+            "publisher" => (self.from, 3 * self.number),
+            "receiver" => (self.to, 3 * self.number + 1),
+            _ => (self.to, 3 * self.number + 2),
         };
         let identity = self.identity(role, count);
         let token = token::join(&self.room(), &identity, &json!({}));
         // A session that is begun anew comes from another address, so that its packets are not taken for those
         // of the one before.
-        let end = End::client(usize::try_from(end)? + 10 * (usize::try_from(count)? % 10));
+        let end = End::client(usize::try_from(end)? + 15 * (usize::try_from(count)? % 6));
         // After a loss the next node is as good as the first.
         let step = usize::try_from(count)? % self.urls.len();
         let own = self
@@ -138,7 +142,10 @@ impl Setting {
             .position(|(id, _)| *id == node)
             .unwrap_or(0);
         let node = self.urls[(own + step) % self.urls.len()].0;
-        Client::connect(options(&self.urls, node, token, end)).await
+        let mut wanted = options(&self.urls, node, token, end);
+        // Messages come without a subscription.
+        wanted.auto_subscribe = role != "reader";
+        Client::connect(wanted).await
     }
 
     fn identity(&self, role: &str, count: u64) -> String {
@@ -241,7 +248,7 @@ fn arrival(stream: u32, packet: &Packet, now: u64) -> Arrival {
     }
 }
 
-/// Numbers between which the publisher's session was one, and all were accepted: from, to.
+/// Of each session of the publisher, the first number and the last that was accepted.
 type Bounds = Vec<(u64, u64)>;
 
 /// Sends numbered messages, from 1. A session of the publisher begins new bounds.
@@ -283,39 +290,19 @@ async fn send_data(
     bounds
 }
 
-/// What a receiver got.
+/// What a receiver of media got.
 #[derive(Default)]
 struct Record {
     arrivals: Vec<Arrival>,
-    numbers: Vec<u64>,
-    /// Numbers that were sent by the time when a session of the receiver began.
-    begun: Vec<u64>,
     resumes: u64,
     rejoins: u64,
 }
 
-impl Record {
-    /// The messages, and which of them must be there: those of the last sessions of both.
-    fn data(&self, setting: &Setting, bounds: &[(u64, u64)]) -> Vec<Received> {
-        let last = bounds.last().copied();
-        // A message on its way when the receiver came may or may not reach it.
-        let from = self.begun.last().map(|sent| sent + 2);
-        let promised = last
-            .zip(from)
-            .map(|((first, to), from)| (first.max(from), to));
-        vec![Received {
-            stream: format!("data {} to {}", setting.from, setting.to),
-            numbers: self.numbers.clone(),
-            promised: promised.filter(|(from, to)| from <= to),
-        }]
-    }
-}
-
-/// Keeps a receiver in the room.
-async fn receive(setting: Arc<Setting>, sent: Arc<AtomicU64>) -> Record {
+/// Keeps a receiver of media in the room.
+async fn receive(setting: Arc<Setting>) -> Record {
     let history = setting.shift.history.clone();
     let mut record = Record::default();
-    let mut count = 0;
+    let (mut count, mut joined) = (0, 0_u64);
     while !setting.shift.is_released() {
         let connected = setting.connect("receiver", count).await;
         count += 1;
@@ -323,7 +310,7 @@ async fn receive(setting: Arc<Setting>, sent: Arc<AtomicU64>) -> Record {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        record.begun.push(sent.load(Ordering::Relaxed));
+        joined += 1;
         let mut heard = tokio::time::Instant::now();
         while client.is_connected() && !setting.shift.is_released() {
             tokio::select! {
@@ -331,7 +318,7 @@ async fn receive(setting: Arc<Setting>, sent: Arc<AtomicU64>) -> Record {
                     heard = tokio::time::Instant::now();
                     record.arrivals.push(arrival(setting.number, &packet, history.now()));
                 }
-                Some(message) = client.messages.recv() => record.numbers.extend(number(&message)),
+                Some(_) = client.messages.recv() => {}
                 () = tokio::time::sleep(Duration::from_millis(50)) => {}
             }
             if heard.elapsed() > SILENT_MAX {
@@ -341,8 +328,72 @@ async fn receive(setting: Arc<Setting>, sent: Arc<AtomicU64>) -> Record {
         record.resumes += u64::from(client.resumes());
         client.leave().await;
     }
-    record.rejoins = record.begun.len().max(1) as u64 - 1;
+    record.rejoins = joined.max(1) - 1;
     record
+}
+
+/// What one session of a reader got.
+struct ReaderSession {
+    /// Numbers that were sent by the time when it began.
+    begun: u64,
+    numbers: Vec<u64>,
+}
+
+/// Keeps a reader of messages in the room. The SCTP of the `webrtc` crate does not follow a node that goes on
+/// with another's association, which skips numbers; so a reader that has resumed begins anew, and what is
+/// promised to it is what comes within one session. The way from the publisher has no such bounds.
+async fn read(setting: Arc<Setting>, sent: Arc<AtomicU64>) -> Vec<ReaderSession> {
+    let mut sessions = Vec::new();
+    let mut count = 0;
+    while !setting.shift.is_released() {
+        let connected = setting.connect("reader", count).await;
+        count += 1;
+        let Ok(mut client) = connected else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let mut session = ReaderSession {
+            begun: sent.load(Ordering::Relaxed),
+            numbers: Vec::new(),
+        };
+        while client.is_connected() && client.resumes() == 0 && !setting.shift.is_released() {
+            tokio::select! {
+                Some(message) = client.messages.recv() => session.numbers.extend(number(&message)),
+                Some(_) = client.packets.recv() => {}
+                () = tokio::time::sleep(Duration::from_millis(50)) => {}
+            }
+        }
+        sessions.push(session);
+        client.leave().await;
+    }
+    sessions
+}
+
+/// What each session of the reader must have of each session of the publisher: from the second message that was
+/// sent after the reader had come, up to the last one that it got, without a hole; of the last sessions all.
+fn judged(setting: &Setting, sessions: &[ReaderSession], bounds: &[(u64, u64)]) -> Vec<Received> {
+    let mut all = Vec::new();
+    for (at, session) in sessions.iter().enumerate() {
+        for (number, (first, to)) in bounds.iter().enumerate() {
+            let is_last = at + 1 == sessions.len() && number + 1 == bounds.len();
+            let next = bounds.get(number + 1).map_or(u64::MAX, |(first, _)| *first);
+            let numbers: Vec<u64> = session
+                .numbers
+                .iter()
+                .copied()
+                .filter(|one| (*first..next).contains(one))
+                .collect();
+            let last = numbers.iter().copied().max().unwrap_or(0);
+            let to = if is_last { *to } else { last.min(*to) };
+            let from = (*first).max(session.begun + 2);
+            all.push(Received {
+                stream: format!("data {} to {}", setting.from, setting.to),
+                numbers,
+                promised: (from <= to).then_some((from, to)),
+            });
+        }
+    }
+    all
 }
 
 fn number(message: &testkit::client::Message) -> Option<u64> {
