@@ -135,7 +135,13 @@ fn concerned(
             (pairs, vec![target], format!("{target} comes and goes"))
         }
         Class::ClientCut => {
-            let pairs = between(&end(&[target]), &clients);
+            // Operators and the server API have another way.
+            let people: Vec<End> = clients
+                .iter()
+                .copied()
+                .filter(|end| *end != End::JUDGE)
+                .collect();
+            let pairs = between(&end(&[target]), &people);
             (pairs, Vec::new(), format!("{target} -/- clients"))
         }
         Class::Bandwidth => {

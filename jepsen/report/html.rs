@@ -38,7 +38,7 @@ h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .6re
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 8px; background: var(--card); }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; } th { text-align: left; color: var(--dim); font-weight: 600; }
 td, th { padding: .35rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; }
-td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th.n { text-align: right; } td:first-child { white-space: nowrap; } td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .v { color: var(--bad); } .u { color: var(--doubt); } .h { color: var(--good); }
 svg text { font: 11px system-ui, sans-serif; fill: var(--dim); } svg .name { fill: var(--ink); }
 .legend span { margin-right: 1.2rem; color: var(--dim); font-size: .85rem; } .legend i { display: inline-block; width: .8rem; height: .8rem;
@@ -227,8 +227,11 @@ fn chart(page: &mut String, outcome: &Outcome, end: u64) {
         };
         counts[(operation.time / STEP) as usize][kind] += 1;
     }
-    let most = counts.iter().map(|one| one.iter().sum::<u32>()).max();
-    let most = f64::from(most.unwrap_or(1).max(1));
+    // The reads of all keys at the end would make everything else small: what is higher is cut off.
+    let mut sums: Vec<u32> = counts.iter().map(|one| one.iter().sum()).collect();
+    sums.sort_unstable();
+    let usual = sums.get(sums.len() * 97 / 100).copied().unwrap_or(1);
+    let most = f64::from(usual.max(1)) * 1.2;
     let width = STEP as f64 / 1e9 * SECOND;
     for (step, kinds) in counts.iter().enumerate() {
         let mut below = 0.0;
@@ -236,8 +239,8 @@ fn chart(page: &mut String, outcome: &Outcome, end: u64) {
             .iter()
             .zip(["var(--ok)", "var(--info)", "var(--fail)"])
         {
-            let height = f64::from(*count) / most * CHART;
-            if *count > 0 {
+            let height = (f64::from(*count) / most * CHART).min(CHART - below);
+            if height > 0.0 {
                 let _ = write!(
                     page,
                     "<rect x={:.1} y={:.1} width={:.1} height={height:.1} fill=\"{colour}\"/>",
@@ -251,15 +254,15 @@ fn chart(page: &mut String, outcome: &Outcome, end: u64) {
     }
     let _ = write!(
         page,
-        "<text class=name x=8 y=20>operations</text><text x=8 y=36>most: {:.0}/s</text>",
+        "<text class=name x=8 y=20>operations</text><text x=8 y=36>top: {:.0}/s</text>",
         most * 1e9 / STEP as f64
     );
 }
 
 fn figures(page: &mut String, outcome: &Outcome) {
     page.push_str(
-        "<h2>Figures</h2><div class=scroll><table><tr><th>fault<th>n<th>no write acknowledged, ms<th>whole again after, ms\
-         <th>media silent, ms<th>violations",
+        "<h2>Figures</h2><div class=scroll><table><tr><th>fault<th class=n>n<th class=n>no write acknowledged, ms\
+         <th class=n>whole again after, ms<th class=n>media silent, ms<th class=n>violations in its runs",
     );
     let spread = |spread: crate::run::timeline::Spread| {
         format!("{:.0} / {:.0} / {:.0}", spread.p50, spread.p99, spread.max)

@@ -192,6 +192,40 @@ impl World {
         told.chars().take(600).collect()
     }
 
+    /// Asks the admin API of all nodes at once and gives the first answer: any may be paused or out of reach.
+    ///
+    /// # Errors
+    /// The last refusal, if none answers.
+    pub(crate) fn ask(&self, arguments: &[&str]) -> Result<Value> {
+        let (tell, told) = std::sync::mpsc::channel();
+        for node in self
+            .cluster
+            .nodes
+            .iter()
+            .filter(|node| node.pid().is_some())
+        {
+            let mut all = vec!["admin".to_owned()];
+            all.extend(node.admin_arguments().map(str::to_owned));
+            all.push("--json".to_owned());
+            all.extend(arguments.iter().map(|one| (*one).to_owned()));
+            let tell = tell.clone();
+            // Who does not answer ends by its own limit of time, unheard.
+            std::thread::spawn(move || {
+                let all: Vec<&str> = all.iter().map(String::as_str).collect();
+                let _ = tell.send(testkit::cluster::flotilla(&all));
+            });
+        }
+        drop(tell);
+        let mut last = None;
+        for answer in told {
+            match answer {
+                Ok(answer) => return Ok(serde_json::from_str(&answer)?),
+                Err(failure) => last = Some(failure),
+            }
+        }
+        Err(last.unwrap_or_else(|| anyhow::anyhow!("no node runs")))
+    }
+
     /// Asks the admin API of another node than this one.
     pub(crate) fn admin_elsewhere(&self, not: u64, arguments: &[&str]) -> Result<Value> {
         let mut last = None;
@@ -235,7 +269,7 @@ impl World {
             Role::Leader => vec![leader],
             Role::Standby => ids.iter().copied().filter(|id| *id != leader).collect(),
             Role::Home => {
-                let nodes = self.cluster.admin(&["nodes"])?;
+                let nodes = self.ask(&["nodes"])?;
                 let nodes = nodes["nodes"].as_array().context("a list")?;
                 let count = |node: &&Value| node["participants"].as_u64().unwrap_or(0);
                 let most = nodes.iter().max_by_key(count);
@@ -244,7 +278,7 @@ impl World {
                     .collect()
             }
             Role::Relay => {
-                let routes = self.cluster.admin(&["routes"])?;
+                let routes = self.ask(&["routes"])?;
                 let routes = routes["routes"].as_array().context("a list")?;
                 routes
                     .iter()
@@ -260,8 +294,8 @@ impl World {
     pub(crate) fn leader(&self) -> Result<u64> {
         let mut leader = None;
         wait(Duration::from_secs(10), "the cluster has a leader", || {
-            leader = Some(self.cluster.leader()?);
-            Ok(true)
+            leader = self.ask(&["status"])?["leader"].as_u64();
+            Ok(leader.is_some())
         })?;
         leader.context("a leader was found")
     }

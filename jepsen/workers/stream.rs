@@ -369,8 +369,11 @@ async fn read(setting: Arc<Setting>, sent: Arc<AtomicU64>) -> Vec<ReaderSession>
     sessions
 }
 
-/// What each session of the reader must have of each session of the publisher: from the second message that was
-/// sent after the reader had come, up to the last one that it got, without a hole; of the last sessions all.
+/// Messages after which a reader that has got none has lost some: ten seconds' worth.
+const DEAF_MAX: u64 = 200;
+
+/// What each session of the reader must have of each session of the publisher: from the first message that it
+/// got, up to the last one that it got, without a hole; of the last sessions all.
 fn judged(setting: &Setting, sessions: &[ReaderSession], bounds: &[(u64, u64)]) -> Vec<Received> {
     let mut all = Vec::new();
     for (at, session) in sessions.iter().enumerate() {
@@ -385,7 +388,9 @@ fn judged(setting: &Setting, sessions: &[ReaderSession], bounds: &[(u64, u64)]) 
                 .collect();
             let last = numbers.iter().copied().max().unwrap_or(0);
             let to = if is_last { *to } else { last.min(*to) };
-            let from = (*first).max(session.begun + 2);
+            // It is there once something has come; and after so many messages something must have.
+            let heard = numbers.iter().copied().min();
+            let from = (*first).max(heard.unwrap_or(session.begun + DEAF_MAX));
             all.push(Received {
                 stream: format!("data {} to {}", setting.from, setting.to),
                 numbers,

@@ -312,8 +312,8 @@ async fn nonces_count_once_per_room() {
     assert!(world.hub.is_new_nonce(&"r".into(), None));
 }
 
-#[test]
-fn who_has_come_back_is_a_stray_in_an_older_state_only() {
+#[tokio::test]
+async fn who_has_come_back_is_a_stray_in_an_older_state_only() {
     let mut world = World::new();
     let _outlet = world.join("alice");
     let away = world.to("alice", 2);
