@@ -213,7 +213,10 @@ fn one_size(options: &Options, size: u64, names: Names) -> Result<Verdict> {
                 outcome.forget_details();
                 outcomes.push(outcome);
             }
-            Err(failure) => undecided.push(format!("{name} broke: {failure:#}")),
+            Err(failure) => {
+                say(&format!("{name} broke: {failure:#}"));
+                undecided.push(format!("{name} broke: {failure:#}"));
+            }
         }
         write_rows(&options.rows_file(size), &outcomes)?;
     }
