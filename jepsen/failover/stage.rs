@@ -69,6 +69,7 @@ pub(crate) fn places(names: Names, binary: Option<&Path>) -> Vec<Place> {
             namespace: Some(names.node(id)),
             binary: binary.map(Path::to_owned),
             data: None,
+            environment: Vec::new(),
         })
         .collect()
 }
