@@ -34,6 +34,10 @@ const MISSES: u32 = 6;
 /// Signal silence after which the connection is given up.
 const SILENCE_MAX: u64 = secs(15);
 
+/// After the healing people begin something new for so long, and talk for so long.
+const BEGINS_MAX: u64 = secs(32);
+const TALKS_MAX: u64 = secs(39);
+
 /// A client's timer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Timer {
@@ -280,12 +284,7 @@ impl World {
             .copied()
             .filter(|id| self.nodes[id].runs() && self.is_serving(*id) && self.may_send(*id))
             .collect();
-        let any = self.rng.per_mille(50);
-        let from = if ready.is_empty() || any {
-            &all
-        } else {
-            &ready
-        };
+        let from = if ready.is_empty() { &all } else { &ready };
         self.rng.pick(from).copied()
     }
 
@@ -321,6 +320,15 @@ impl World {
     }
 
     fn attempt_failed(&mut self, number: usize) {
+        if let Phase::Opening(connection, node, _) = self.clients[number].phase {
+            let message = Message::Close { connection };
+            self.stream(
+                End::Client(number),
+                End::Node(node),
+                SIGNAL + connection,
+                message,
+            );
+        }
         let client = &mut self.clients[number];
         client.phase = Phase::Broken;
         client.turn += 1;
@@ -750,6 +758,13 @@ impl World {
                 self.datagram(own, node, message);
             }
         }
+        let since_heal = self.now.0.saturating_sub(ms(self.plan.heal_ms()));
+        let roll = match since_heal {
+            // Towards the end everything has to arrive that was begun.
+            BEGINS_MAX.. if roll >= 400 => return,
+            TALKS_MAX.. => return,
+            _ => roll,
+        };
         let client = &mut self.clients[number];
         match roll {
             0..400 if association.is_some() => self.send_data(number),

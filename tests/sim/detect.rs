@@ -526,6 +526,9 @@ impl World {
         let state = Arc::clone(self.node(id).replica.state());
         let process = self.process(id);
         let mut moves = process.drain.pick(now, &state);
+        if moves.is_empty() {
+            return;
+        }
         moves.retain(|rehome| {
             let session = process
                 .rooms
@@ -556,7 +559,9 @@ impl World {
             }
         }
         self.witness.coverage.rebalanced += asked;
-        self.rooms_changed(id);
+        if asked > 0 {
+            self.rooms_changed(id);
+        }
     }
 
     /// When a moment is, for the product's parts.

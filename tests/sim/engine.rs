@@ -133,6 +133,7 @@ impl World {
         match command {
             media::Command::Publish { track, epoch } => {
                 peer.tracks.insert(track.sid.clone(), epoch);
+                self.process(id).engine.incoming.remove(&track.sid);
                 let codecs = described(&track);
                 let event = media::Event::TrackDescribed {
                     track: track.sid,
@@ -154,7 +155,7 @@ impl World {
                 channel: Channel::Reliable,
                 payload,
             } => {
-                if self.may_send(id) {
+                if self.may_send(id) && !self.process(id).has_held(key) {
                     let association = Association {
                         node: id,
                         boot,

@@ -26,6 +26,7 @@ pub mod raft;
 pub mod rng;
 pub mod run;
 pub mod sessions;
+pub mod tell;
 pub mod time;
 pub mod witness;
 pub mod world;

@@ -7,7 +7,7 @@ use clap::Parser;
 use sim::bug::Bug;
 use sim::plan::Plan;
 use sim::planted::{catch, hunt, plan_of};
-use sim::run::{Record, run, run_seeds, shrink};
+use sim::run::{Record, run_seeds, run_telling, shrink};
 
 /// Runs of simulated clusters.
 #[derive(Parser)]
@@ -27,6 +27,9 @@ struct Options {
     /// Runs one plan instead of seeds.
     #[arg(long)]
     plan: Option<PathBuf>,
+    /// Tells what happens, line by line, on standard error.
+    #[arg(long)]
+    tell: bool,
     /// Runs the planted bugs' plans of this folder and prints a table.
     #[arg(long)]
     bugs: Option<PathBuf>,
@@ -45,7 +48,7 @@ fn main() -> anyhow::Result<()> {
         let plan: Plan = std::fs::read_to_string(path)?
             .parse()
             .map_err(anyhow::Error::msg)?;
-        let outcome = run(&plan);
+        let outcome = run_telling(&plan, options.tell);
         println!("trace {:016x}", outcome.trace);
         return match outcome.violation {
             Some(violation) => Err(anyhow::anyhow!("{violation}")),

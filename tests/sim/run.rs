@@ -24,8 +24,15 @@ pub struct Outcome {
 /// Runs a plan to its end, or to the first violation.
 #[must_use]
 pub fn run(plan: &Plan) -> Outcome {
+    run_telling(plan, false)
+}
+
+/// The same, told in lines on standard error if wanted.
+#[must_use]
+pub fn run_telling(plan: &Plan, tells: bool) -> Outcome {
     let end = Time(ms(plan.end_ms()));
     let mut world = World::new(plan.clone());
+    world.witness.tells = tells;
     let violation = match world.run_until(end) {
         Err(violation) => Some(violation),
         Ok(()) => {

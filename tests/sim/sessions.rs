@@ -60,6 +60,14 @@ pub struct Task {
 }
 
 impl Process {
+    /// Whether something waits in a session's peer.
+    #[must_use]
+    pub fn has_held(&self, key: u64) -> bool {
+        self.sessions
+            .get(&key)
+            .is_some_and(|task| !task.held.is_empty())
+    }
+
     /// The lease has lapsed: what a session wants to send waits in its peer.
     pub fn engine_held(&mut self, key: u64, payload: Bytes) {
         if let Some(task) = self.sessions.get_mut(&key) {
@@ -104,10 +112,10 @@ impl World {
                 payload,
             } => {
                 let process = self.process(id);
-                let peer = process.engine.peers.get(&association.key);
-                let is_up =
-                    association.boot == process.boot && peer.is_some_and(|peer| peer.connected);
-                if is_up && self.may_send(id) {
+                let is_known = process.engine.peers.contains_key(&association.key);
+                if association.boot == process.boot && is_known {
+                    // Data comes only on a way that is up.
+                    self.engine_reached(id, association.key);
                     let channel = media::Channel::Reliable;
                     let event = media::Event::Data { channel, payload };
                     self.input(id, association.key, Input::Media(event));
@@ -663,7 +671,6 @@ impl World {
                 self.follow_up(id, key);
             }
         }
-        self.sessions_soon(id);
     }
 
     /// What a session keeps goes to its standby; as `session/takeover` does it, without the seal.

@@ -311,6 +311,8 @@ pub struct Witness {
     scene: Scene,
     acknowledged: u64,
     applied: u64,
+    /// Facts are told as they come.
+    pub tells: bool,
     /// What was met.
     pub coverage: Coverage,
 }
@@ -325,6 +327,7 @@ impl Witness {
             scene: Scene::default(),
             acknowledged: 0,
             applied: 0,
+            tells: false,
             coverage: Coverage::default(),
         }
     }
@@ -366,6 +369,11 @@ impl Witness {
     /// Takes a fact.
     pub fn see(&mut self, now: Time, fact: &Fact<'_>) {
         self.scene.now = now;
+        if self.tells
+            && let Some(line) = crate::tell::line(now, fact)
+        {
+            eprintln!("{line}");
+        }
         self.count(fact);
         if self.violation.is_some() {
             return;

@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use flotilla_model::id::RequestId;
 
 use super::Invariant;
+use crate::time::{Time, secs};
 use crate::witness::{Fact, Scene};
 use crate::world::World;
 
 /// Answers given, and what was applied.
 #[derive(Default)]
 pub struct Kept {
-    acknowledged: BTreeMap<RequestId, (u64, u64)>,
+    acknowledged: BTreeMap<RequestId, (u64, u64, Time)>,
     applied: BTreeMap<RequestId, u64>,
     lost: BTreeSet<RequestId>,
 }
@@ -21,14 +22,15 @@ impl Invariant for Kept {
         "acknowledged-kept"
     }
 
-    fn see(&mut self, _scene: &Scene, fact: &Fact<'_>) -> Result<(), String> {
+    fn see(&mut self, scene: &Scene, fact: &Fact<'_>) -> Result<(), String> {
         match fact {
             Fact::Acknowledged {
                 node,
                 request,
                 index,
             } => {
-                self.acknowledged.insert(*request, (*node, *index));
+                self.acknowledged
+                    .insert(*request, (*node, *index, scene.now));
             }
             Fact::Applied { advance, .. } => {
                 for (request, _) in &advance.outcomes {
@@ -48,10 +50,10 @@ impl Invariant for Kept {
             .map(|node| node.replica.applied())
             .min()
             .unwrap_or(0);
-        for (request, (node, index)) in &self.acknowledged {
+        for (request, (node, index, at)) in &self.acknowledged {
             if !self.applied.contains_key(request) {
                 self.lost.insert(*request);
-            } else if *index > least {
+            } else if *index > least && world.now - *at > secs(2) {
                 return Err(format!(
                     "what node {node} acknowledged at entry {index} is not everywhere: a node has {least}"
                 ));

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::Invariant;
-use crate::time::secs;
+use crate::time::{ms, secs};
 use crate::witness::{Fact, Scene};
 use crate::world::World;
 
@@ -69,8 +69,11 @@ impl Invariant for None {
             let old = process
                 .pending
                 .values()
-                .any(|pending| pending.deadline < world.now);
-            let reads = process.reads.values().any(|read| read.deadline < world.now);
+                .any(|pending| pending.deadline + ms(200) < world.now);
+            let reads = process.reads.values();
+            let reads = reads
+                .into_iter()
+                .any(|read| read.deadline + ms(200) < world.now);
             if old || reads {
                 return Err(format!(
                     "node {id} has proposals or reads whose time is over"
