@@ -101,17 +101,11 @@ impl World {
         if self.witness.is_first(advance.entry.index) {
             self.note_first(&advance);
         }
-        let full = self.witness.wants_hash(advance.entry.index);
-        let hash =
-            full.then(|| flotilla_model::encoding::state_hash(self.node(id).replica.full_state()));
-        self.witness.see(
-            self.now,
-            &Fact::Applied {
-                node: id,
-                advance: &advance,
-                hash,
-            },
-        );
+        self.fact(&Fact::Applied {
+            node: id,
+            advance: &advance,
+            hash: advance.hash,
+        });
         self.witness.coverage.note(self.now, &advance);
         let Some(process) = &mut self.node(id).process else {
             return;

@@ -37,6 +37,8 @@ pub enum Undo {
     Join,
 }
 
+/// Most difference between clocks that the product accepts of a node that joins.
+const CLOCK_SKEW_MS: u64 = 5_000;
 /// How often a flapping way changes.
 const FLAP: (u64, u64) = (ms(200), ms(1500));
 
@@ -192,9 +194,9 @@ impl World {
                 Undo::Clear
             }
             Kind::Clock => {
-                let day = 86_400_000;
-                let offset_ms = self.rng.below(2 * day) as i64 - day as i64;
-                let drift_ppm = self.rng.below(100_000) as i64 - 50_000;
+                // As far apart as nodes may be that join, and a crystal a hundred times worse than others.
+                let offset_ms = self.rng.below(2 * CLOCK_SKEW_MS) as i64 - CLOCK_SKEW_MS as i64;
+                let drift_ppm = self.rng.below(20_000) as i64 - 10_000;
                 self.node(id).wall = WallClock {
                     offset_ms,
                     drift_ppm,
@@ -398,6 +400,9 @@ impl World {
 
     /// Notes whether a majority of the voters could decide at present.
     pub fn note_quorum(&mut self) {
+        if !self.net.joins_nodes() {
+            self.witness.cut(self.now);
+        }
         let leader = self
             .nodes
             .values()

@@ -99,6 +99,13 @@ impl Net {
         self.cut.is_empty()
     }
 
+    /// Whether no way between two nodes is cut.
+    #[must_use]
+    pub fn joins_nodes(&self) -> bool {
+        let between = |(from, to): &(End, End)| matches!((from, to), (End::Node(_), End::Node(_)));
+        !self.cut.keys().any(between)
+    }
+
     /// When datagrams sent now arrive; none if they are lost.
     pub fn datagram(&mut self, now: Time, rng: &mut Rng, from: End, to: End) -> Vec<Time> {
         if self.is_cut(from, to) || rng.per_mille(self.weather.loss) {

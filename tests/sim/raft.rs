@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use flotilla_model::State;
 use flotilla_model::command::{Command, Entry};
-use flotilla_model::encoding::{decode_snapshot, encode_snapshot};
+use flotilla_model::encoding::{decode_snapshot, encode_snapshot, state_hash};
 use flotilla_model::id::{RequestId, UnixMillis};
 use flotilla_model::request::Requests;
 use flotilla_raft::Change;
@@ -36,6 +36,8 @@ const HEARTBEAT: u64 = ms(50);
 const ELECTION: (u64, u64) = (ms(150), ms(300));
 /// Entries in the log after which a snapshot takes their place.
 const SNAPSHOT_AFTER: usize = 150;
+/// Every so many entries the state's hash is taken.
+const HASHED: u64 = 16;
 /// Entries per append.
 const APPEND_MAX: usize = 64;
 
@@ -246,6 +248,14 @@ impl Replica {
         self.log.get(usize::try_from(offset).ok()?)
     }
 
+    /// Time of the newest entry, applied or not: what follows is not before it.
+    fn newest_at(&self) -> UnixMillis {
+        self.log
+            .back()
+            .map_or(self.base.at, |entry| entry.at)
+            .max(self.at)
+    }
+
     fn follow_members(&mut self) {
         let newest = self.log.iter().rev();
         let members = newest.filter_map(|entry| entry.members.as_ref()).next();
@@ -294,7 +304,7 @@ impl Replica {
                 self.beat(now, out);
             }
         } else if self.members.voters.contains(&self.id) && now - self.heard >= self.timeout {
-            self.leader = None;
+            // Who led last is taken for the leader until there is a vote for another, as openraft shows it.
             self.heard = now;
             self.resample(rng);
             self.stand(true, out);
@@ -367,8 +377,8 @@ impl Replica {
         if self.role != Role::Leader {
             return false;
         }
-        let newest = self.log.back().map_or(self.at, |entry| entry.at);
-        self.write(wall.max(newest), commands, None, out);
+        let at = wall.max(self.newest_at());
+        self.write(at, commands, None, out);
         true
     }
 
@@ -382,7 +392,7 @@ impl Replica {
         if self.role != Role::Leader || under_way || !settled {
             return false;
         }
-        let at = self.log.back().map_or(self.at, |entry| entry.at);
+        let at = self.newest_at();
         self.write(at, Vec::new(), Some(members), out);
         true
     }
@@ -510,7 +520,12 @@ impl Replica {
                     })
                 })
                 .collect();
+            let hash = entry
+                .index
+                .is_multiple_of(HASHED)
+                .then(|| state_hash(&self.state));
             out.push(Out::Applied(Box::new(Advance {
+                hash,
                 entry,
                 outcomes,
                 changes,

@@ -171,6 +171,8 @@ pub struct Scene {
     pub last_without_quorum: Time,
     /// When something was last wrong with nodes or ways.
     pub last_trouble: Time,
+    /// When a way between two nodes was last cut.
+    pub last_cut: Option<Time>,
 }
 
 impl Scene {
@@ -338,12 +340,6 @@ impl Witness {
         self.violation.clone()
     }
 
-    /// Whether the hash of the state at this place in the log is wanted.
-    #[must_use]
-    pub const fn wants_hash(&self, index: u64) -> bool {
-        index.is_multiple_of(16)
-    }
-
     /// Highest place in the log of a change that somebody has an answer for.
     #[must_use]
     pub const fn acknowledged_index(&self) -> u64 {
@@ -364,6 +360,11 @@ impl Witness {
         if !well {
             self.scene.last_trouble = now;
         }
+    }
+
+    /// A way between two nodes is cut at present.
+    pub const fn cut(&mut self, now: Time) {
+        self.scene.last_cut = Some(now);
     }
 
     /// Takes a fact.

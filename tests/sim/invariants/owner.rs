@@ -1,9 +1,9 @@
-//! I4: epochs of a room's participants rise and are given out once: each names one owner.
+//! I4: a room's epochs do not fall and each participant's rise: each names one owner.
 
 use std::collections::BTreeMap;
 
 use flotilla_model::event::{Event, RoomEvent};
-use flotilla_model::id::{Epoch, RoomName};
+use flotilla_model::id::{Epoch, ParticipantSid, RoomName};
 
 use super::Invariant;
 use crate::witness::{Fact, Scene};
@@ -11,7 +11,8 @@ use crate::witness::{Fact, Scene};
 /// Highest epochs.
 #[derive(Default)]
 pub struct One {
-    epochs: BTreeMap<RoomName, Epoch>,
+    rooms: BTreeMap<RoomName, Epoch>,
+    people: BTreeMap<ParticipantSid, Epoch>,
     seen: u64,
 }
 
@@ -36,13 +37,15 @@ impl Invariant for One {
             else {
                 continue;
             };
-            let highest = self.epochs.entry(room.clone()).or_default();
-            if of.epoch <= *highest {
+            let highest = self.rooms.entry(room.clone()).or_default();
+            let own = self.people.get(&of.sid);
+            if of.epoch < *highest || own.is_some_and(|own| *own >= of.epoch) {
                 return Err(format!(
-                    "{} has epoch {} after {highest} in {room}",
+                    "{} has epoch {} after {own:?}, {highest} in {room}",
                     of.sid, of.epoch
                 ));
             }
+            self.people.insert(of.sid.clone(), of.epoch);
             *highest = of.epoch;
         }
         Ok(())

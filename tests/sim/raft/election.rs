@@ -11,7 +11,6 @@ impl Replica {
     pub fn campaign(&mut self, now: Time, gone: u64, rng: &mut Rng, out: &mut Vec<Out>) {
         if self.role != Role::Leader && self.members.voters.contains(&self.id) {
             self.gone = Some(gone);
-            self.leader = None;
             self.heard = now;
             self.resample(rng);
             self.stand(true, out);
@@ -25,6 +24,7 @@ impl Replica {
             self.role = Role::PreCandidate;
         } else {
             self.role = Role::Candidate;
+            self.leader = None;
             self.term = term;
             self.voted = Some(self.id);
         }
@@ -65,7 +65,8 @@ impl Replica {
         self.follow_members();
         out.push(Out::Elected(self.term));
         // Nothing of earlier terms is committed before something of this one is.
-        self.write(self.at, Vec::new(), None, out);
+        let at = self.newest_at();
+        self.write(at, Vec::new(), None, out);
     }
 
     #[expect(clippy::too_many_arguments, reason = "the parts of one message")]

@@ -146,6 +146,8 @@ pub enum Out {
 /// An applied entry.
 #[derive(Debug)]
 pub struct Advance {
+    /// Hash of the state after it, now and then.
+    pub hash: Option<u64>,
     /// The entry.
     pub entry: Arc<Logged>,
     /// Per command.
