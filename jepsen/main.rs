@@ -120,7 +120,7 @@ fn examine() -> Verdict {
     let doctor = doctor::Doctor::examine();
     say(&doctor.told());
     if doctor.is_content() {
-        Verdict::Holds
+        Verdict::Told(Some(0))
     } else {
         Verdict::Vacuous("some faults cannot be injected on this machine".to_owned())
     }

@@ -183,7 +183,10 @@ mod tests {
             .iter()
             .filter(|byte| **byte == b'1')
             .count();
-        assert!(ones > 0 && ones < 4096 && ones % 512 == 0, "{ones}");
+        assert!(
+            ones > 0 && ones < 4096 && ones.is_multiple_of(512),
+            "{ones}"
+        );
         assert!(page.is_calm()?);
         Ok(())
     }

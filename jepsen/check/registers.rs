@@ -68,7 +68,7 @@ pub(crate) fn judge(operations: &[Operation], searched: usize) -> [Opinion; 2] {
         let found = versioned::check(accesses, versions);
         let is_bad = !found.is_empty();
         by_version.extend(found.into_iter().map(|what| format!("{key}: {what}")));
-        if accesses.len() > SEARCHED_MAX || (number % step != 0 && !is_bad) {
+        if accesses.len() > SEARCHED_MAX || (!number.is_multiple_of(step) && !is_bad) {
             continue;
         }
         tried += 1;

@@ -210,7 +210,7 @@ impl Stage {
             {
                 match self.inject(world, step, doctor, combined) {
                     Ok(one) => running.push(one),
-                    Err(fault) => done.push(fault),
+                    Err(fault) => done.push(*fault),
                 }
                 continue;
             }
@@ -272,7 +272,7 @@ impl Stage {
         step: &Step,
         doctor: &Doctor,
         combined: bool,
-    ) -> Result<Running, Fault> {
+    ) -> Result<Running, Box<Fault>> {
         let mut fault = Fault {
             class: step.class,
             role: step.role,
@@ -292,7 +292,7 @@ impl Stage {
             .or_else(|| doctor.missing(step.class));
         if let Some(why) = missing {
             fault.outcome = Installation::Missing(why);
-            return Err(fault);
+            return Err(Box::new(fault));
         }
         self.note(step, "begins");
         fault.at = self.history.now();
@@ -315,7 +315,7 @@ impl Stage {
                     }
                 }
                 fault.healed = self.history.now();
-                Err(fault)
+                Err(Box::new(fault))
             }
         }
     }

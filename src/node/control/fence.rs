@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use flotilla_model::State;
 use flotilla_model::cluster::Node;
 use flotilla_raft::Group;
 use tokio::sync::watch;
