@@ -7,7 +7,7 @@ VENV := tests/interop/.venv
 PAGE := src/node/page/dist/index.html
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test unit interop verify fix bench powercut failover failover-smoke rolling-upgrade power-loss chaos chaos-smoke chaos-broken page setup build
+.PHONY: help demo test unit interop verify fix bench powercut failover failover-smoke rolling-upgrade power-loss chaos chaos-smoke chaos-broken sim sim-bugs page setup build
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 17
@@ -29,6 +29,13 @@ unit: build ## Rust tests alone
 interop: setup build ## LiveKit's own SDKs and Chromium against real clusters
 	mkdir -p artifacts
 	$(VENV)/bin/python -m pytest -ra -p no:cacheprovider tests/interop/python
+
+sim: ## simulated clusters: SEEDS=2000 of them from FROM=0 on, or HOURS=300 of simulated time
+	cargo run --release --package sim --bin sim -- --from $(or $(FROM),0) --seeds $(or $(SEEDS),2000) \
+		$(if $(HOURS),--hours $(HOURS)) $(if $(PLAN),--plan $(PLAN)) $(SIM_ARGS)
+
+sim-bugs: ## the simulator's planted bugs: which invariant catches each, and how soon
+	cargo run --release --package sim --bin sim -- --bugs tests/sim/bugs
 
 powercut: build ## cuts the power under a writing store (CUTS=200 by default), root needed
 	$(TARGET)/debug/powercut --cuts $(or $(CUTS),200)

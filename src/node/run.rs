@@ -877,6 +877,11 @@ pub async fn run(config: Config, founding: Founding) -> anyhow::Result<()> {
     if let Some(failure) = &failure {
         error!(%failure, "the node cannot go on");
     }
+    // Without its log a node would not hear who is served elsewhere by now, and could hand nobody over.
+    // Others notice within milliseconds that the process is gone, and its clients resume there.
+    if failure.is_some() && node.group.status().fault.is_some() {
+        return failure.map_or(Ok(()), Err);
+    }
     tokio::select! {
         () = node.stop() => {}
         _ = terminate.recv() => warn!("stopping at once"),
