@@ -85,12 +85,12 @@ pub(crate) enum Controllers {
 pub(crate) fn controllers() -> Result<Controllers> {
     let mut last = None;
     // `ip netns exec` mounts a /sys without them; the process that made the namespaces sees the real one.
-    let parent = format!(
-        "/proc/{}/root/sys/fs/cgroup",
-        std::os::unix::process::parent_id()
-    );
-    for root in ["/sys/fs/cgroup", &parent] {
-        match controllers_at(Path::new(root)) {
+    let parent = Path::new("/proc")
+        .join(std::os::unix::process::parent_id().to_string())
+        .join("root")
+        .join("sys/fs/cgroup");
+    for root in [Path::new("/sys/fs/cgroup"), &parent] {
+        match controllers_at(root) {
             Ok(found) => return Ok(found),
             Err(failure) => last = Some(failure),
         }
