@@ -75,7 +75,7 @@ pub(crate) struct Stamp {
 impl Stamp {
     pub(crate) fn new(clock: Clock) -> Self {
         // It goes on from the time at which the node starts.
-        clock.steady();
+        let _ = clock.steady();
         Self {
             clock,
             last: AtomicU64::new(0),
