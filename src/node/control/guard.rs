@@ -134,8 +134,14 @@ impl Guard {
             .collect();
         let found = contact(node, view.voters, &gone, &contacts, now);
         let led = match view.leader {
-            Some(leader) if leader != node && !is_dead(leader) => contacts.get(&leader).copied(),
-            // It leads itself, or nobody does and nobody decides.
+            // A leader that was cut off is none to the others, however long it takes itself for it.
+            Some(leader) if leader == node => match found {
+                Contact::Alone => Some(now),
+                Contact::Since(since) => Some(since),
+                Contact::None => None,
+            },
+            Some(leader) if !is_dead(leader) => contacts.get(&leader).copied(),
+            // Nobody leads and nobody decides.
             _ => Some(now),
         };
         self.led_at = self.led_at.max(led.unwrap_or(self.led_at));
