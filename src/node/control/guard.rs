@@ -134,12 +134,18 @@ impl Guard {
             .collect();
         let found = contact(node, view.voters, &gone, &contacts, now);
         let led = match view.leader {
-            Some(leader) if leader != node && !is_dead(leader) => {
+            // A leader that was cut off is none to the others, however long it takes itself for it.
+            Some(leader) if leader == node => match found {
+                Contact::Alone => Some(now),
+                Contact::Since(since) => Some(since),
+                Contact::None => None,
+            },
+            Some(leader) if !is_dead(leader) => {
                 // By way of another node is enough: the leader counts it as well.
                 let echoed = signs.get(&leader).and_then(|sign| sign.echoed);
                 contacts.get(&leader).copied().max(echoed)
             }
-            // It leads itself, or nobody does and nobody decides.
+            // Nobody leads and nobody decides.
             _ => Some(now),
         };
         self.led_at = self.led_at.max(led.unwrap_or(self.led_at));

@@ -227,8 +227,12 @@ impl Adoption {
         }
     }
 
+    /// Asks with the newest epoch, unless the log has made this node the home meanwhile: one more epoch
+    /// would put the tracks' relays behind it.
     fn ask_newest(&mut self, core: &mut Core) {
-        let epoch = self.present(core).map(|me| me.epoch);
+        let present = self.present(core);
+        let elsewhere = present.filter(|me| me.home != core.config.node);
+        let epoch = elsewhere.map(|me| me.epoch);
         if let Some(epoch) = epoch.filter(|epoch| *epoch > self.asked) {
             self.ask(core, epoch);
         }

@@ -263,8 +263,12 @@ impl Live {
                 self.tell_left(core, now, participant, *reason);
             }
             RoomEvent::ParticipantMoved(participant) => {
-                if participant.sid == core.sid && participant.home != core.config.node {
-                    return leave::hand_over(core);
+                if participant.sid == core.sid {
+                    if participant.home != core.config.node {
+                        return leave::hand_over(core);
+                    }
+                    // The same home under a new epoch: other nodes refuse relays of the old one.
+                    self.publish_again(core);
                 }
             }
             RoomEvent::TrackPublished { publisher, track }

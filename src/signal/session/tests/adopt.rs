@@ -254,6 +254,35 @@ fn asks_again_with_the_epoch_that_holds() {
 }
 
 #[test]
+fn tracks_follow_a_new_epoch_of_the_same_home() {
+    let mut world = World::new();
+    let alice = world.enter("alice");
+    let camera = world.publish(alice, camera());
+    let next = world.adopt("alice", parameters(true));
+    world.ask(next, Asked::SyncState(sync_state(&[&camera])));
+    world.seats[next].take_media();
+    let present = world.room().participants[&Identity::from("alice")].clone();
+    let moves = vec![Rehome {
+        room: "room".into(),
+        identity: "alice".into(),
+        sid: present.sid.clone(),
+        epoch: present.epoch,
+        home: NodeId(2),
+    }];
+    world.command(Command::Rehome { moves });
+    let now = world.room().participants[&Identity::from("alice")].epoch;
+    assert!(now > present.epoch);
+    let media = world.seats[next].take_media();
+    assert!(
+        media.iter().any(|command| matches!(
+            command,
+            media::Command::Publish { track, epoch } if track.sid == camera && *epoch == now
+        )),
+        "other nodes would refuse the track: {media:?}"
+    );
+}
+
+#[test]
 fn who_was_removed_meanwhile_is_told_so() {
     let mut world = World::new();
     world.enter("alice");
