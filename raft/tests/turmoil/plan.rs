@@ -141,7 +141,7 @@ impl Plan {
             log_kept: rng.random_range(0..60),
             latency: 1..most,
             registers: rng.random_range(1..5),
-            pause: [5..40, 20..150][rng.random_range(0..2)].clone(),
+            pause: [20..120, 60..400][rng.random_range(0..2)].clone(),
             events,
         }
     }

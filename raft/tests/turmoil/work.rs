@@ -20,7 +20,7 @@ use crate::record::{Floor, REGISTER};
 use crate::sessions;
 
 /// Writers and readers on each node.
-const WRITERS: usize = 2;
+const WRITERS: usize = 1;
 const READERS: usize = 1;
 /// How long one try of a write may take.
 const TRY: Duration = Duration::from_millis(1200);
