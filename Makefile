@@ -7,7 +7,7 @@ VENV := tests/interop/.venv
 PAGE := src/node/page/dist/index.html
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test unit interop verify fix bench powercut failover failover-smoke rolling-upgrade power-loss chaos chaos-smoke chaos-broken sim sim-bugs page setup build
+.PHONY: help demo test unit interop verify fix bench powercut turmoil fuzz failover failover-smoke rolling-upgrade power-loss chaos chaos-smoke chaos-broken sim sim-bugs page setup build
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 17
@@ -39,6 +39,12 @@ sim-bugs: ## the simulator's planted bugs: which invariant catches each, and how
 
 powercut: build ## cuts the power under a writing store (CUTS=200 by default), root needed
 	$(TARGET)/debug/powercut --cuts $(or $(CUTS),200)
+
+turmoil: build ## clusters under simulation: real consensus and store, from seeds (SEEDS=1000..2000)
+	cargo test --workspace --test turmoil -- $(if $(SEEDS),--seeds $(SEEDS)) $(TURMOIL_ARGS)
+
+fuzz: ## runs the fuzz targets with coverage feedback (MINUTES=30 each, TARGETS="session store")
+	tests/fuzz/run.sh $(or $(MINUTES),30) $(TARGETS)
 
 failover: setup build ## what clients see when nodes die, freeze, are cut off or drained (ROUNDS=50 of FAULTS), root needed
 	$(TARGET)/debug/chaos failover --rounds $(or $(ROUNDS),50) $(if $(FAULTS),--faults $(FAULTS)) $(FAILOVER_ARGS)

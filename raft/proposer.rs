@@ -209,7 +209,7 @@ impl Running {
                 () = tokio::time::sleep_until(paused.unwrap_or_else(Instant::now)),
                     if paused.is_some() => self.paused_until = None,
                 _ = overdue.tick() => {
-                    let now = std::time::Instant::now();
+                    let now = Instant::now();
                     self.ready.extend(self.driver.pending.overdue(now, OVERDUE_AFTER));
                 }
             }
@@ -300,9 +300,7 @@ impl Running {
         let Settled { items, verdict } = settled;
         match verdict {
             Verdict::Applied => {
-                self.driver
-                    .pending
-                    .acknowledged(&items, std::time::Instant::now());
+                self.driver.pending.acknowledged(&items, Instant::now());
                 return;
             }
             Verdict::Invalid(reason) => {
