@@ -131,10 +131,9 @@ impl Worker {
                 client.leave().await;
             }
         }
-        match tokio::time::timeout(Duration::from_secs(5), sending).await {
-            Ok(Ok(client)) => client.leave().await,
-            // It goes on sending, which the listener hears.
-            Ok(Err(_)) | Err(_) => {}
+        // One that cannot be ended goes on sending, which the listener hears.
+        if let Ok(Ok(client)) = tokio::time::timeout(Duration::from_secs(5), sending).await {
+            client.leave().await;
         }
     }
 

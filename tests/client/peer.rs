@@ -442,7 +442,6 @@ impl Peers {
         self.early = [Some(vec![]), Some(vec![])];
         let options = RTCOfferOptions {
             ice_restart: true,
-            ..RTCOfferOptions::default()
         };
         self.offer_with(Some(options)).await
     }

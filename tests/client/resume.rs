@@ -100,7 +100,10 @@ impl Opened {
 
 /// The last reliable messages that were sent.
 #[derive(Clone, Default)]
-pub(super) struct Sent(Arc<Mutex<VecDeque<(u32, Vec<u8>)>>>);
+pub(super) struct Sent(Arc<Mutex<VecDeque<Numbered>>>);
+
+/// A message with its number.
+type Numbered = (u32, Vec<u8>);
 
 impl Sent {
     pub(super) fn add(&self, sequence: u32, bytes: &[u8]) {
