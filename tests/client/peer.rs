@@ -55,6 +55,9 @@ pub(super) struct Channels {
     open: watch::Receiver<u8>,
     sequence: Arc<AtomicU32>,
     sent: Sent,
+    /// Held while a message is handed over, and by a resume while it sends again: what is new comes after it,
+    /// or the server would take what is old for repeated.
+    turn: Arc<Mutex<()>>,
 }
 
 /// Sends RTP packets of one published track.
@@ -314,6 +317,7 @@ impl Peers {
             open,
             sequence,
             sent: Sent::default(),
+            turn: Arc::default(),
         };
         Ok(Self {
             state: State::new(received, opened),
@@ -480,6 +484,7 @@ impl Channels {
             topic: Some(topic.to_owned()),
             ..Default::default()
         };
+        let _turn = self.turn.lock().await;
         let sequence = if reliable {
             self.sequence.fetch_add(1, Ordering::Relaxed) + 1
         } else {
@@ -505,6 +510,7 @@ impl Channels {
 
     /// Sends again what the server does not have yet.
     pub(super) async fn send_again(&self, after: u32) -> Result<()> {
+        let _turn = self.turn.lock().await;
         for bytes in self.sent.after(after) {
             self.reliable.send(BytesMut::from(&bytes[..])).await?;
         }
