@@ -8,7 +8,9 @@ use sim::planted::{catch, plan_of};
 #[test]
 fn every_planted_bug_is_caught() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("bugs");
-    let planted = Bug::ALL.iter().filter(|bug| plan_of(&folder, **bug).is_ok());
+    let planted = Bug::ALL
+        .iter()
+        .filter(|bug| plan_of(&folder, **bug).is_ok());
     let mut missed = Vec::new();
     let mut count = 0;
     for bug in planted {
