@@ -7,7 +7,7 @@ VENV := tests/interop/.venv
 PAGE := src/node/page/dist/index.html
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test unit interop verify fix bench powercut failover failover-smoke rolling-upgrade power-loss sim sim-bugs page setup build
+.PHONY: help demo test unit interop verify fix bench powercut turmoil fuzz failover failover-smoke rolling-upgrade power-loss chaos chaos-smoke chaos-broken sim sim-bugs page setup build
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 17
@@ -21,6 +21,7 @@ test: setup build ## installs what is needed, then runs every test
 	$(MAKE) powercut CUTS=20
 	$(MAKE) interop
 	$(MAKE) failover-smoke
+	$(MAKE) chaos-smoke
 
 unit: build ## Rust tests alone
 	cargo test --workspace
@@ -39,12 +40,18 @@ sim-bugs: ## the simulator's planted bugs: which invariant catches each, and how
 powercut: build ## cuts the power under a writing store (CUTS=200 by default), root needed
 	$(TARGET)/debug/powercut --cuts $(or $(CUTS),200)
 
+turmoil: build ## clusters under simulation: real consensus and store, from seeds (SEEDS=1000..2000)
+	cargo test --workspace --test turmoil -- $(if $(SEEDS),--seeds $(SEEDS)) $(TURMOIL_ARGS)
+
+fuzz: ## runs the fuzz targets with coverage feedback (MINUTES=30 each, TARGETS="session store")
+	tests/fuzz/run.sh $(or $(MINUTES),30) $(TARGETS)
+
 failover: setup build ## what clients see when nodes die, freeze, are cut off or drained (ROUNDS=50 of FAULTS), root needed
 	$(TARGET)/debug/chaos failover --rounds $(or $(ROUNDS),50) $(if $(FAULTS),--faults $(FAULTS)) $(FAILOVER_ARGS)
 
-failover-smoke: setup build ## three kills of a follower and three drains under people on three SDKs, root needed
+failover-smoke: setup build ## a follower killed, a link cut, a node drained, three times each, under people on three SDKs, root needed
 	mkdir -p artifacts
-	$(TARGET)/debug/chaos failover --rounds 3 --faults kill-follower,drain --quiet 5 \
+	$(TARGET)/debug/chaos failover --rounds 3 --faults kill-follower,cut-link,drain --quiet 5 \
 		--python 2 --node 2 --chromium 1 --hears 2 --json artifacts/failover-smoke.json $(FAILOVER_ARGS)
 
 rolling-upgrade: setup build ## a cluster goes from the version before (OLD=commit) to this one and back under ten people, root needed
@@ -53,6 +60,18 @@ rolling-upgrade: setup build ## a cluster goes from the version before (OLD=comm
 
 power-loss: setup build ## all nodes lose their power at once (ROUNDS=3) under people and writers, root needed
 	$(TARGET)/debug/chaos power-loss --rounds $(or $(ROUNDS),3) $(POWER_ARGS)
+
+chaos: setup build ## every kind of fault alone and overlapping, on three and five nodes; an hour, root needed
+	$(TARGET)/debug/chaos matrix $(CHAOS_ARGS)
+
+chaos-smoke: setup build ## kills, pauses and partitions under everything that clients do; two minutes, root needed
+	$(TARGET)/debug/chaos smoke $(CHAOS_ARGS)
+
+chaos-broken: setup build ## three deliberately broken programs, each of which must be found out, root needed
+	cargo build --workspace --bin flotilla --features flotilla-node/planted-bugs
+	cp $(TARGET)/debug/flotilla $(TARGET)/debug/flotilla-broken
+	cargo build --workspace --bin flotilla
+	FLOTILLA_BIN=$(abspath $(TARGET))/debug/flotilla-broken $(TARGET)/debug/chaos broken $(CHAOS_ARGS)
 
 verify: page ## reads only: format, lints, layers, documentation
 	cargo fmt --all --check

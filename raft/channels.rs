@@ -8,19 +8,30 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::io;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use futures_util::{Stream, StreamExt};
+use hyper_util::rt::TokioIo;
 use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
+use tonic::codegen::{Service, http::Uri};
 use tonic::service::Routes;
-use tonic::transport::server::TcpIncoming;
+use tonic::transport::server::{Connected, TcpIncoming};
 use tonic::transport::{
     Certificate, Channel, ClientTlsConfig, Endpoint, Identity, Server, ServerTlsConfig,
 };
 
 use crate::auth::{Authenticated, Guarded, Secret};
+pub use crate::connector::Tunnel;
+use crate::connector::{Connector, Ways};
 
 /// How often an HTTP/2 ping is sent. Falls: dead peers are found sooner, idle traffic rises.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_millis(1000);
@@ -100,6 +111,73 @@ pub enum ChannelError {
     Full,
 }
 
+/// A connection, as bytes in both directions.
+pub trait ByteStream: AsyncRead + AsyncWrite + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Send> ByteStream for T {}
+
+/// An open connection.
+pub type Connection = Pin<Box<dyn ByteStream>>;
+
+/// Opens a connection to `host:port`, in another way than by TCP.
+pub type Dialer = Arc<dyn Fn(String) -> BoxFuture<'static, io::Result<Connection>> + Send + Sync>;
+
+/// A connection that was taken, as tonic wants it.
+struct Taken(Connection);
+
+impl Connected for Taken {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for Taken {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.0.as_mut().poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Taken {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.0.as_mut().poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.as_mut().poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.as_mut().poll_shutdown(context)
+    }
+}
+
+/// A dialer as tonic wants it.
+struct Dialing(Dialer);
+
+impl Service<Uri> for Dialing {
+    type Response = TokioIo<Connection>;
+    type Error = io::Error;
+    type Future = BoxFuture<'static, io::Result<Self::Response>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let address = uri.authority().map(ToString::to_string).unwrap_or_default();
+        let connection = (self.0)(address);
+        Box::pin(async move { connection.await.map(TokioIo::new) })
+    }
+}
+
 /// The pool. Cheap to clone.
 #[derive(Clone)]
 pub struct Channels {
@@ -108,18 +186,32 @@ pub struct Channels {
 
 struct Shared {
     config: ChannelsConfig,
+    dialer: Option<Dialer>,
     /// Shared by all tasks that call peers; held only to look a channel up.
     pool: Mutex<HashMap<(String, Lane), PeerChannel>>,
+    ways: Ways,
 }
 
 impl Channels {
     /// An empty pool.
     #[must_use]
     pub fn new(config: ChannelsConfig) -> Self {
+        Self::with(config, None)
+    }
+
+    /// An empty pool whose connections are opened by `dialer` instead of by TCP.
+    #[must_use]
+    pub fn dialed_by(config: ChannelsConfig, dialer: Dialer) -> Self {
+        Self::with(config, Some(dialer))
+    }
+
+    fn with(config: ChannelsConfig, dialer: Option<Dialer>) -> Self {
         Self {
             shared: Arc::new(Shared {
                 config,
+                dialer,
                 pool: Mutex::default(),
+                ways: Ways::default(),
             }),
         }
     }
@@ -138,12 +230,24 @@ impl Channels {
         if pool.len() >= PEERS_MAX {
             return Err(ChannelError::Full);
         }
-        let channel = Authenticated::new(
-            self.endpoint(address)?.connect_lazy(),
-            self.shared.config.secret.clone(),
-        );
+        let endpoint = self.endpoint(address)?;
+        let channel = match &self.shared.dialer {
+            Some(dialer) => endpoint.connect_with_connector_lazy(Dialing(dialer.clone())),
+            None => endpoint.connect_with_connector_lazy(Connector {
+                address: address.to_owned(),
+                ways: self.shared.ways.clone(),
+                is_direct: lane == Lane::Pulse,
+            }),
+        };
+        let channel = Authenticated::new(channel, self.shared.config.secret.clone());
         pool.insert(key, channel.clone());
         Ok(channel)
+    }
+
+    /// Connections to `address` go by a tunnel from now on, or directly again: those that are open
+    /// end at once. [`Lane::Pulse`] stays direct, since it measures that way.
+    pub fn set_detour(&self, address: &str, tunnel: Option<Arc<dyn Tunnel>>) {
+        self.shared.ways.set(address, tunnel);
     }
 
     fn endpoint(&self, address: &str) -> Result<Endpoint, ChannelError> {
@@ -159,7 +263,6 @@ impl Channels {
         let endpoint = Endpoint::from_shared(format!("{scheme}://{address}")).map_err(|_| bad())?;
         let endpoint = endpoint
             .connect_timeout(self.shared.config.connect_timeout)
-            .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .keep_alive_while_idle(true)
@@ -213,6 +316,29 @@ impl Channels {
         stop: impl Future<Output = ()> + Send,
     ) -> Result<(), ServeError> {
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        self.serve_on(incoming, routes, stop).await
+    }
+
+    /// [`Channels::serve`] over connections that come from anywhere.
+    pub async fn serve_connections(
+        &self,
+        incoming: BoxStream<'static, io::Result<Connection>>,
+        routes: Routes,
+        stop: impl Future<Output = ()> + Send,
+    ) -> Result<(), ServeError> {
+        let incoming = incoming.map(|connection| connection.map(Taken));
+        self.serve_on(incoming, routes, stop).await
+    }
+
+    async fn serve_on<C>(
+        &self,
+        incoming: impl Stream<Item = io::Result<C>> + Send,
+        routes: Routes,
+        stop: impl Future<Output = ()> + Send,
+    ) -> Result<(), ServeError>
+    where
+        C: ByteStream + Connected + Unpin + 'static,
+    {
         let stopping = Arc::new(Notify::new());
         let signal = Arc::clone(&stopping);
         let serving = self

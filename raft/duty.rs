@@ -65,7 +65,7 @@ impl Duty {
         loop {
             tick.tick().await;
             let due = core.history.state().next_deadline();
-            if due.is_none_or(|due| due > core.config.clock.now()) || !core.raft.is_leader() {
+            if due.is_none_or(|due| due > core.config.clock.steady()) || !core.raft.is_leader() {
                 continue;
             }
             let request = RequestId(rand::random());

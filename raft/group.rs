@@ -18,6 +18,7 @@ use openraft::async_runtime::WatchReceiver;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::blocking::blocking;
 use crate::channels::Channels;
 use crate::config::GroupConfig;
 use crate::duty::Duty;
@@ -66,6 +67,27 @@ pub(crate) struct Core {
     reads: mpsc::Sender<Waiting>,
 }
 
+/// Opens the storage, with the defect that a test's environment asks for.
+#[cfg(feature = "planted-bugs")]
+fn open(
+    data: &std::path::Path,
+    identity: Identity,
+) -> Result<Storage, flotilla_storage::OpenError> {
+    use flotilla_storage::fault::Plant;
+    if std::env::var("FLOTILLA_PLANTED").as_deref() == Ok("no-fsync") {
+        return Storage::open_planted(data, identity, Plant::SkipFdatasync);
+    }
+    Storage::open(data, identity)
+}
+
+#[cfg(not(feature = "planted-bugs"))]
+fn open(
+    data: &std::path::Path,
+    identity: Identity,
+) -> Result<Storage, flotilla_storage::OpenError> {
+    Storage::open(data, identity)
+}
+
 impl Group {
     /// Opens the storage in `config.data` and starts the group. Founds or joins nothing: a new
     /// node waits for [`Group::bootstrap`] or [`Group::join`], a known one goes on where it was.
@@ -77,7 +99,7 @@ impl Group {
             node: config.node.0,
         };
         let data = config.data.clone();
-        let storage = tokio::task::spawn_blocking(move || Storage::open(&data, identity))
+        let storage = tokio::task::spawn_blocking(move || open(&data, identity))
             .await
             .map_err(|error| StartError::Data(error.to_string()))??;
         Self::start_with(storage, true, config, channels).await
@@ -104,7 +126,7 @@ impl Group {
         let local = Local {
             node: config.node,
             group: Arc::clone(&name),
-            incarnation: incarnation::load(&config.data)?,
+            incarnation: incarnation::load(&storage)?,
             cluster: Cluster::new(storage.clone()),
         };
         let network = Network {
@@ -117,8 +139,9 @@ impl Group {
         let pending = Arc::new(Pending::default());
         let progress = Arc::new(Progress::default());
         let (log, snapshots) = {
-            let (storage, name) = (storage.clone(), Arc::clone(&name));
-            tokio::task::spawn_blocking(move || storage.group::<TypeConfig>(&name))
+            let (opened, name) = (storage.clone(), Arc::clone(&name));
+            let group = blocking(&storage, move || opened.group::<TypeConfig>(&name));
+            group
                 .await
                 .map_err(|error| StartError::Data(error.to_string()))??
         };
@@ -127,6 +150,7 @@ impl Group {
             Arc::clone(&pending),
             Arc::clone(&progress),
             snapshots,
+            storage.clone(),
         );
         let raft = Raft::new(config.node, settings, network.clone(), log, machine)
             .await
@@ -336,7 +360,7 @@ impl Group {
     pub async fn state_hash(&self) -> StateHash {
         let applied = self.applied();
         let state = Arc::clone(&applied.state);
-        let hash = tokio::task::spawn_blocking(move || state_hash(&state))
+        let hash = blocking(&self.core.storage, move || state_hash(&state))
             .await
             .expect("hashing does not panic and is not cancelled");
         StateHash {
@@ -368,7 +392,7 @@ impl Group {
         }
         if core.owns_storage {
             let storage = core.storage.clone();
-            let closed = tokio::task::spawn_blocking(move || storage.close()).await;
+            let closed = blocking(&core.storage, move || storage.close()).await;
             if let Err(error) = closed {
                 tracing::warn!(%error, "storage did not close cleanly");
             }

@@ -11,9 +11,11 @@
 //! openraft is named nowhere above this crate.
 
 mod auth;
+mod blocking;
 mod channels;
 mod clock;
 mod config;
+mod connector;
 mod duty;
 mod envelope;
 mod error;
@@ -33,10 +35,13 @@ mod service;
 mod status;
 mod stop;
 mod types;
+#[cfg(feature = "fuzzing")]
+mod wire;
 
 pub use auth::{Authenticated, Guarded, Secret};
 pub use channels::{
-    ChannelError, Channels, ChannelsConfig, Lane, PeerChannel, STOP_GRACE, ServeError, Tls,
+    ByteStream, ChannelError, Channels, ChannelsConfig, Connection, Dialer, Lane, PeerChannel,
+    STOP_GRACE, ServeError, Tls, Tunnel,
 };
 pub use clock::Clock;
 pub use config::{GroupConfig, GroupId};
@@ -46,3 +51,5 @@ pub use group::Group;
 pub use groups::Groups;
 pub use status::{MemberStatus, Position, Role, StateHash, Status};
 pub use types::Member;
+#[cfg(feature = "fuzzing")]
+pub use wire::check_wire;

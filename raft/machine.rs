@@ -16,13 +16,14 @@ use flotilla_model::command::Entry;
 use flotilla_model::encoding::{decode_entry, decode_snapshot, encode_snapshot};
 use flotilla_model::id::{RequestId, UnixMillis};
 use flotilla_model::request::Requests;
-use flotilla_storage::SnapshotStore;
+use flotilla_storage::{SnapshotStore, Storage};
 use futures_util::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use prost::Message;
 use tonic::Status;
 
+use crate::blocking::blocking;
 use crate::feed::{Applied, Change, History};
 use crate::pending::{CommandResult, Pending};
 use crate::proto;
@@ -47,7 +48,7 @@ pub(crate) struct Machine {
     history: Arc<History>,
     pending: Arc<Pending>,
     progress: Arc<Progress>,
-    snapshots: SnapshotStore,
+    snapshots: Snapshots,
     state: State,
     at: UnixMillis,
     applied: Option<LogId>,
@@ -70,12 +71,16 @@ impl Machine {
         pending: Arc<Pending>,
         progress: Arc<Progress>,
         snapshots: SnapshotStore,
+        storage: Storage,
     ) -> Self {
         Self {
             history,
             pending,
             progress,
-            snapshots,
+            snapshots: Snapshots {
+                store: snapshots,
+                storage,
+            },
             state: State::default(),
             at: UnixMillis(0),
             applied: None,
@@ -192,7 +197,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         let (at, state) = decode(&data)?;
         // At a restart openraft installs what is on disk already.
         if self.stored.as_ref() != Some(meta) {
-            save(self.snapshots.clone(), meta.clone(), data).await?;
+            self.snapshots.save(meta.clone(), data).await?;
             self.stored = Some(meta.clone());
         }
         self.progress
@@ -211,7 +216,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
-        let snapshot = load(self.snapshots.clone()).await?;
+        let snapshot = self.snapshots.load().await?;
         self.stored = snapshot.as_ref().map(|snapshot| snapshot.meta.clone());
         Ok(snapshot)
     }
@@ -239,7 +244,7 @@ pub(crate) struct Builder {
     state: State,
     at: UnixMillis,
     meta: SnapshotMeta,
-    snapshots: SnapshotStore,
+    snapshots: Snapshots,
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for Builder {
@@ -247,8 +252,8 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
 
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
         let (at, state) = (self.at, self.state.clone());
-        let data = blocking(move || Ok(encode(at, &state))).await?;
-        save(self.snapshots.clone(), self.meta.clone(), data.clone()).await?;
+        let data = self.snapshots.apart(move || Ok(encode(at, &state))).await?;
+        self.snapshots.save(self.meta.clone(), data.clone()).await?;
         tracing::info!(
             index = self.meta.last_log_id.map(|id| id.index),
             bytes = data.len(),
@@ -269,36 +274,50 @@ fn shown(state: &State) -> State {
     shown
 }
 
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(io::Error::other)?
+/// The snapshots on disk, reached from tasks.
+#[derive(Clone)]
+struct Snapshots {
+    store: SnapshotStore,
+    storage: Storage,
 }
 
-async fn save(store: SnapshotStore, meta: SnapshotMeta, data: Bytes) -> io::Result<()> {
-    let meta = proto::SnapshotMeta::from(&meta).encode_to_vec();
-    blocking(move || Ok(store.save(&meta, &data[..])?)).await
-}
-
-async fn load(store: SnapshotStore) -> io::Result<Option<Snapshot>> {
-    blocking(move || {
-        let Some(mut stored) = store.load()? else {
-            return Ok(None);
-        };
-        let meta = proto::SnapshotMeta::decode(&stored.meta[..])
+impl Snapshots {
+    /// Does what takes long apart from the tasks.
+    async fn apart<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        blocking(&self.storage, work)
+            .await
             .map_err(io::Error::other)?
-            .try_into()
-            .map_err(|status: Status| io::Error::other(status.message().to_owned()))?;
-        let mut data = Vec::with_capacity(usize::try_from(stored.length).unwrap_or_default());
-        stored.data.read_to_end(&mut data)?;
-        Ok(Some(Snapshot {
-            meta,
-            snapshot: Bytes::from(data),
-        }))
-    })
-    .await
+    }
+
+    async fn save(&self, meta: SnapshotMeta, data: Bytes) -> io::Result<()> {
+        let meta = proto::SnapshotMeta::from(&meta).encode_to_vec();
+        let store = self.store.clone();
+        self.apart(move || Ok(store.save(&meta, &data[..])?)).await
+    }
+
+    async fn load(&self) -> io::Result<Option<Snapshot>> {
+        let store = self.store.clone();
+        self.apart(move || read_snapshot(&store)).await
+    }
+}
+
+fn read_snapshot(store: &SnapshotStore) -> io::Result<Option<Snapshot>> {
+    let Some(mut stored) = store.load()? else {
+        return Ok(None);
+    };
+    let meta = proto::SnapshotMeta::decode(&stored.meta[..])
+        .map_err(io::Error::other)?
+        .try_into()
+        .map_err(|status: Status| io::Error::other(status.message().to_owned()))?;
+    let mut data = Vec::with_capacity(usize::try_from(stored.length).unwrap_or_default());
+    stored.data.read_to_end(&mut data)?;
+    Ok(Some(Snapshot {
+        meta,
+        snapshot: Bytes::from(data),
+    }))
 }
 
 fn encode(at: UnixMillis, state: &State) -> Bytes {

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::pin::pin;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use flotilla_model::id::NodeId;
@@ -27,6 +27,7 @@ use openraft::raft::{
     TransferLeaderError, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
@@ -258,10 +259,7 @@ where
                     return None;
                 }
             }
-            let overdue = self
-                .in_flight
-                .front()
-                .map(|sent| tokio::time::Instant::from_std(*sent + self.deadline));
+            let overdue = self.in_flight.front().map(|sent| *sent + self.deadline);
             let room = self.in_flight.len() < APPENDS_IN_FLIGHT_MAX;
             tokio::select! {
                 biased;
@@ -305,7 +303,7 @@ async fn next<S: Stream + Unpin>(stream: &mut Option<S>) -> Option<S::Item> {
     }
 }
 
-async fn sleep_until(deadline: Option<tokio::time::Instant>) {
+async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,

@@ -8,12 +8,13 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use flotilla_model::command::{Rejection, Reply};
 use flotilla_model::id::RequestId;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::error::ProposeError;
 

@@ -64,7 +64,7 @@ pub(crate) enum Verdict {
     Invalid(String),
 }
 
-/// Stamps batches with the leader's wall clock, never falling on one node. (Across leaders the
+/// Stamps batches with the leader's wall clock, which never falls nor jumps on one node. (Across leaders the
 /// state machine sees to it.)
 #[derive(Default)]
 pub(crate) struct Stamp {
@@ -74,6 +74,8 @@ pub(crate) struct Stamp {
 
 impl Stamp {
     pub(crate) fn new(clock: Clock) -> Self {
+        // It goes on from the time at which the node starts.
+        let _ = clock.steady();
         Self {
             clock,
             last: AtomicU64::new(0),
@@ -82,7 +84,7 @@ impl Stamp {
 
     /// A time not before `applied`.
     pub(crate) fn next(&self, applied: UnixMillis) -> UnixMillis {
-        let now = self.clock.now().max(applied).0;
+        let now = self.clock.steady().max(applied).0;
         UnixMillis(self.last.fetch_max(now, Ordering::Relaxed).max(now))
     }
 }
@@ -207,7 +209,7 @@ impl Running {
                 () = tokio::time::sleep_until(paused.unwrap_or_else(Instant::now)),
                     if paused.is_some() => self.paused_until = None,
                 _ = overdue.tick() => {
-                    let now = std::time::Instant::now();
+                    let now = Instant::now();
                     self.ready.extend(self.driver.pending.overdue(now, OVERDUE_AFTER));
                 }
             }
@@ -298,9 +300,7 @@ impl Running {
         let Settled { items, verdict } = settled;
         match verdict {
             Verdict::Applied => {
-                self.driver
-                    .pending
-                    .acknowledged(&items, std::time::Instant::now());
+                self.driver.pending.acknowledged(&items, Instant::now());
                 return;
             }
             Verdict::Invalid(reason) => {

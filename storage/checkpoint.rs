@@ -20,6 +20,11 @@ use sled::IVec;
 use crate::database::{self, Database, Write, panic_text};
 use crate::fault::{Fault, HealthCell};
 use crate::keys::GroupId;
+use crate::tree::Tree;
+
+/// Commits that may pass, under simulation, before a part reaches the database: fewer than this.
+#[cfg(feature = "simulation")]
+const PATIENCE: u64 = 12;
 
 /// Writes by key; `None` deletes.
 type Writes = BTreeMap<IVec, Option<Vec<u8>>>;
@@ -28,10 +33,26 @@ type Writes = BTreeMap<IVec, Option<Vec<u8>>>;
 pub(crate) struct Backlog {
     active: Writes,
     frozen: Option<Frozen>,
-    tree: sled::Db,
-    work: Option<SyncSender<Arc<Writes>>>,
-    outcomes: Receiver<Result<(), Fault>>,
-    thread: Option<JoinHandle<()>>,
+    tree: Tree,
+    hands: Hands,
+}
+
+/// Who writes the database.
+enum Hands {
+    /// A thread of its own.
+    Thread {
+        work: Option<SyncSender<Arc<Writes>>>,
+        outcomes: Receiver<Result<(), Fault>>,
+        thread: Option<JoinHandle<()>>,
+    },
+    /// Under simulation: whoever harvests, but not at once.
+    #[cfg(feature = "simulation")]
+    Harvester {
+        database: Database,
+        disk: crate::simulation::SimulatedDisk,
+        /// Times to look in vain before the work is done.
+        patience: u64,
+    },
 }
 
 struct Frozen {
@@ -61,10 +82,27 @@ impl Backlog {
             active: Writes::new(),
             frozen: None,
             tree,
-            work: Some(work),
-            outcomes,
-            thread: Some(thread),
+            hands: Hands::Thread {
+                work: Some(work),
+                outcomes,
+                thread: Some(thread),
+            },
         })
+    }
+
+    /// One whose work is done by whoever asks for it, on a simulated disk.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn simulated(database: Database, disk: crate::simulation::SimulatedDisk) -> Self {
+        Self {
+            active: Writes::new(),
+            frozen: None,
+            tree: database.reader(),
+            hands: Hands::Harvester {
+                database,
+                disk,
+                patience: 0,
+            },
+        }
     }
 
     /// Takes over writes that the journal has.
@@ -92,9 +130,15 @@ impl Backlog {
     pub(crate) fn freeze(&mut self, mark: Mark) {
         assert!(self.frozen.is_none(), "one part at a time");
         let writes = Arc::new(std::mem::take(&mut self.active));
-        if let Some(work) = &self.work {
-            // The thread is gone only after a failure that its outcome reports.
-            let _ = work.send(Arc::clone(&writes));
+        match &mut self.hands {
+            Hands::Thread { work, .. } => {
+                if let Some(work) = work {
+                    // The thread is gone only after a failure that its outcome reports.
+                    let _ = work.send(Arc::clone(&writes));
+                }
+            }
+            #[cfg(feature = "simulation")]
+            Hands::Harvester { disk, patience, .. } => *patience = disk.draw(PATIENCE),
         }
         self.frozen = Some(Frozen { writes, mark });
     }
@@ -115,28 +159,51 @@ impl Backlog {
         if self.frozen.is_none() {
             return Ok(None);
         }
-        let gone = || Fault::Failed("the checkpoint thread is gone".into());
-        let outcome = if wait {
-            self.outcomes.recv().map_err(|_| gone())?
-        } else {
-            match self.outcomes.try_recv() {
-                Ok(outcome) => outcome,
-                Err(TryRecvError::Empty) => return Ok(None),
-                Err(TryRecvError::Disconnected) => return Err(gone()),
+        match &mut self.hands {
+            Hands::Thread { outcomes, .. } => {
+                let gone = || Fault::Failed("the checkpoint thread is gone".into());
+                let outcome = if wait {
+                    outcomes.recv().map_err(|_| gone())?
+                } else {
+                    match outcomes.try_recv() {
+                        Ok(outcome) => outcome,
+                        Err(TryRecvError::Empty) => return Ok(None),
+                        Err(TryRecvError::Disconnected) => return Err(gone()),
+                    }
+                };
+                outcome?;
             }
-        };
-        outcome?;
+            #[cfg(feature = "simulation")]
+            Hands::Harvester {
+                database, patience, ..
+            } => {
+                if *patience > 0 && !wait {
+                    *patience -= 1;
+                    return Ok(None);
+                }
+                if let Some(frozen) = &self.frozen {
+                    let writes = frozen.writes.iter();
+                    database.store(writes.map(|(key, record)| (key, record.as_deref())))?;
+                }
+            }
+        }
         Ok(self.frozen.take().map(|frozen| frozen.mark))
     }
 }
 
 impl Drop for Backlog {
     fn drop(&mut self) {
-        self.work = None;
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the checkpoint thread ended in a panic");
+        match &mut self.hands {
+            Hands::Thread { work, thread, .. } => {
+                *work = None;
+                if let Some(thread) = thread.take()
+                    && thread.join().is_err()
+                {
+                    tracing::error!("the checkpoint thread ended in a panic");
+                }
+            }
+            #[cfg(feature = "simulation")]
+            Hands::Harvester { .. } => {}
         }
     }
 }

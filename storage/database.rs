@@ -13,10 +13,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+#[cfg(any(test, feature = "simulation"))]
+use crate::disk::Disk;
 use crate::fault::{Damage, Fault, OpenError, Problem};
 use crate::identity::{Layout, failed, lost, sync_folder};
 use crate::keys::Key;
 use crate::record::{self, Kind};
+use crate::tree::Tree;
 
 /// Size of the pieces that sled cuts its file into and reuses as a whole.
 ///
@@ -48,8 +51,9 @@ pub(crate) type Write = (sled::IVec, Option<Vec<u8>>);
 /// An open database together with the descriptor that makes it durable.
 #[derive(Debug)]
 pub(crate) struct Database {
-    tree: sled::Db,
-    file: File,
+    tree: Tree,
+    /// What makes sled durable; a simulated map does it itself.
+    file: Option<File>,
     #[cfg(any(test, feature = "planted-bugs"))]
     plant: Option<crate::fault::Plant>,
     #[cfg(any(test, feature = "planted-bugs"))]
@@ -62,6 +66,10 @@ impl Database {
     /// `known` tells whether the folder has an identity: then a missing or empty database is not a
     /// fresh start but a loss.
     pub(crate) fn open(layout: &Layout, known: bool) -> Result<Self, OpenError> {
+        #[cfg(feature = "simulation")]
+        if let Disk::Simulated(disk) = &layout.disk {
+            return Self::open_simulated(layout, disk, known);
+        }
         let path = layout.database();
         let unfinished = layout.database_in_creation();
         if unfinished.exists() {
@@ -97,6 +105,39 @@ impl Database {
         Ok(database)
     }
 
+    #[cfg(feature = "simulation")]
+    fn open_simulated(
+        layout: &Layout,
+        disk: &crate::simulation::SimulatedDisk,
+        known: bool,
+    ) -> Result<Self, OpenError> {
+        let mut database = Self {
+            tree: Tree::Simulated(disk.clone()),
+            file: None,
+            #[cfg(any(test, feature = "planted-bugs"))]
+            plant: None,
+            #[cfg(any(test, feature = "planted-bugs"))]
+            commits: 0,
+        };
+        if !known && database.tree.range(..).next().is_none() {
+            database.store_anchor()?;
+        }
+        database.check_anchor(layout)?;
+        if !known && database.has_groups(&layout.root)? {
+            return Err(lost(
+                layout,
+                "it holds a log, but the file `identity` is missing",
+            ));
+        }
+        Ok(database)
+    }
+
+    fn store_anchor(&mut self) -> Result<(), Fault> {
+        let key = Key::Anchor.encode();
+        let record = record::frame(Kind::Anchor, &key, ANCHOR);
+        self.store([(&key, Some(&record[..]))])
+    }
+
     /// Plants a defect, for tests of tests.
     #[cfg(any(test, feature = "planted-bugs"))]
     pub(crate) fn plant(&mut self, plant: crate::fault::Plant) {
@@ -104,7 +145,7 @@ impl Database {
     }
 
     /// A handle for reading.
-    pub(crate) fn reader(&self) -> sled::Db {
+    pub(crate) fn reader(&self) -> Tree {
         self.tree.clone()
     }
 
@@ -122,10 +163,7 @@ impl Database {
         }
         let (mut bytes, mut count) = (0, 0);
         for (key, record) in writes {
-            let written = match record {
-                Some(record) => self.tree.insert(key, record),
-                None => self.tree.remove(key),
-            };
+            let written = self.tree.put(key, record);
             written.map_err(|error| sled_failed("write", &error))?;
             count += 1;
             bytes += key.len() + record.map_or(0, <[u8]>::len);
@@ -142,11 +180,20 @@ impl Database {
 
     /// Makes everything applied so far durable.
     fn commit(&mut self) -> Result<(), Fault> {
-        self.tree
-            .flush()
-            .map_err(|error| sled_failed("flush", &error))?;
-        self.fdatasync()
-            .map_err(|error| Fault::Failed(format!("fdatasync of the database: {error}").into()))
+        let synced = match &self.tree {
+            Tree::Sled(tree) => {
+                let flushed = tree.flush();
+                flushed.map_err(|error| sled_failed("flush", &error))?;
+                self.fdatasync()
+            }
+            #[cfg(feature = "simulation")]
+            Tree::Simulated(disk) => disk.commit_records(),
+        };
+        synced.map_err(|error| Fault::Failed(format!("fdatasync of the database: {error}").into()))
+    }
+
+    fn sync_file(&self) -> io::Result<()> {
+        self.file.as_ref().map_or(Ok(()), File::sync_data)
     }
 
     #[cfg(any(test, feature = "planted-bugs"))]
@@ -158,13 +205,13 @@ impl Database {
             Some(Plant::FailCheckpoint(planted)) if planted == commit => {
                 Err(io::Error::other("planted error"))
             }
-            _ => self.file.sync_data(),
+            _ => self.sync_file(),
         }
     }
 
     #[cfg(not(any(test, feature = "planted-bugs")))]
     fn fdatasync(&mut self) -> io::Result<()> {
-        self.file.sync_data()
+        self.sync_file()
     }
 
     fn check_anchor(&self, layout: &Layout) -> Result<(), OpenError> {
@@ -199,7 +246,7 @@ impl Database {
 }
 
 /// Reads one record.
-pub(crate) fn read(tree: &sled::Db, key: &[u8]) -> Result<Option<sled::IVec>, Fault> {
+pub(crate) fn read(tree: &Tree, key: &[u8]) -> Result<Option<sled::IVec>, Fault> {
     tree.get(key).map_err(|error| sled_failed("read", &error))
 }
 
@@ -209,9 +256,7 @@ pub(crate) fn sled_failed(what: &str, error: &sled::Error) -> Fault {
 
 fn create(path: &Path) -> Result<(), OpenError> {
     let mut database = open_sled(path)?;
-    let key = Key::Anchor.encode();
-    let record = record::frame(Kind::Anchor, &key, ANCHOR);
-    database.store([(&key, Some(&record[..]))])?;
+    database.store_anchor()?;
     drop(database);
     sync_tree(path)
 }
@@ -253,8 +298,8 @@ fn open_sled(path: &Path) -> Result<Database, OpenError> {
         .open(&file)
         .map_err(failed("cannot open", &file))?;
     Ok(Database {
-        tree,
-        file,
+        tree: Tree::Sled(tree),
+        file: Some(file),
         #[cfg(any(test, feature = "planted-bugs"))]
         plant: None,
         #[cfg(any(test, feature = "planted-bugs"))]
@@ -297,6 +342,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let layout = Layout {
             root: folder.path().to_owned(),
+            disk: Disk::System,
         };
         (folder, layout)
     }

@@ -16,6 +16,7 @@ use std::fs::{self, File, TryLockError};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
+use crate::disk::Disk;
 use crate::fault::{Damage, OpenError, Problem};
 
 /// The format of the folder. Goes up when an older build could not read it.
@@ -48,6 +49,7 @@ pub(crate) struct Known {
 #[derive(Clone, Debug)]
 pub(crate) struct Layout {
     pub(crate) root: PathBuf,
+    pub(crate) disk: Disk,
 }
 
 impl Layout {
@@ -89,8 +91,16 @@ pub(crate) fn failed(
     move |source| OpenError::Io { what, path, source }
 }
 
-/// Makes the folder if needed and takes its lock. The lock lasts as long as the returned file.
-pub(crate) fn lock(layout: &Layout) -> Result<File, OpenError> {
+/// Makes the folder if needed and takes its lock. The lock lasts as long as the returned file. Nobody
+/// shares a simulated disk, so there it is not locked.
+pub(crate) fn lock(layout: &Layout) -> Result<Option<File>, OpenError> {
+    if layout.disk.is_simulated() {
+        let made = layout.disk.create_folder(&layout.root);
+        made.map_err(failed("cannot create", &layout.root))?;
+        let synced = sync_above(layout);
+        synced.map_err(failed("cannot sync", &layout.root))?;
+        return Ok(None);
+    }
     if !layout.root.is_dir() {
         fs::create_dir_all(&layout.root).map_err(failed("cannot create", &layout.root))?;
         let absolute =
@@ -130,13 +140,19 @@ pub(crate) fn lock(layout: &Layout) -> Result<File, OpenError> {
     file.set_len(0)
         .and_then(|()| write!(file, "process {}", std::process::id()))
         .map_err(failed("cannot write", &path))?;
-    Ok(file)
+    Ok(Some(file))
+}
+
+/// Makes the names of the folder and of those above it durable.
+fn sync_above(layout: &Layout) -> std::io::Result<()> {
+    let mut above = layout.root.ancestors().skip(1);
+    above.try_for_each(|folder| layout.disk.sync_folder(folder))
 }
 
 /// The identity of the folder; `None` when it has none yet.
 pub(crate) fn read(layout: &Layout) -> Result<Option<Known>, OpenError> {
     let path = layout.identity();
-    let text = match fs::read(&path) {
+    let text = match layout.disk.read(&path) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed("cannot read", &path)(error)),
@@ -189,12 +205,17 @@ pub(crate) fn check(layout: &Layout, found: &Identity, given: &Identity) -> Resu
 pub(crate) fn write(layout: &Layout, identity: &Identity) -> Result<(), OpenError> {
     let path = layout.identity();
     let fresh = layout.root.join("identity.new");
-    let mut file = File::create(&fresh).map_err(failed("cannot create", &fresh))?;
+    let disk = &layout.disk;
+    let mut file = disk
+        .create(&fresh)
+        .map_err(failed("cannot create", &fresh))?;
     file.write_all(render(identity).as_bytes())
         .and_then(|()| file.sync_all())
         .map_err(failed("cannot write", &fresh))?;
-    fs::rename(&fresh, &path).map_err(failed("cannot replace", &path))?;
-    sync_folder(&layout.root).map_err(failed("cannot sync", &layout.root))
+    disk.rename(&fresh, &path)
+        .map_err(failed("cannot replace", &path))?;
+    disk.sync_folder(&layout.root)
+        .map_err(failed("cannot sync", &layout.root))
 }
 
 /// What was there once is not there any more.
@@ -274,6 +295,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let layout = Layout {
             root: folder.path().join("data"),
+            disk: Disk::System,
         };
         fs::create_dir(&layout.root).expect("an empty folder");
         (folder, layout)

@@ -13,15 +13,14 @@
 //! starts a file over only when a durable record says that nothing in it is needed.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::database::Write;
+use crate::disk::{Disk, DiskFile};
 use crate::fault::{Damage, Fault, OpenError, Problem};
-use crate::identity::{Layout, failed, lost, sync_folder};
+use crate::identity::{Layout, failed, lost};
 use crate::record::{self, HEADER, Kind};
 
 /// Records begin at multiples of this, so that writing one never touches the sectors or the page of
@@ -60,6 +59,8 @@ pub(crate) struct Journal {
     recorded: u64,
     /// Size at which a file counts as full.
     size: u64,
+    /// Zeros written ahead.
+    step: u64,
     /// The record under construction, kept for its memory.
     buffer: Vec<u8>,
     #[cfg(any(test, feature = "planted-bugs"))]
@@ -70,7 +71,7 @@ pub(crate) struct Journal {
 
 #[derive(Debug)]
 struct Segment {
-    file: File,
+    file: DiskFile,
     /// Where the next record goes.
     position: u64,
     /// Bytes below this were written before.
@@ -95,22 +96,26 @@ impl Journal {
     /// `known` tells whether the folder has had a journal before: then a missing one is a loss.
     pub(crate) fn open(layout: &Layout, known: bool) -> Result<(Self, Vec<Write>), OpenError> {
         let path = layout.journal();
+        let disk = &layout.disk;
         let unfinished = layout.journal_in_creation();
-        if unfinished.exists() {
-            fs::remove_dir_all(&unfinished).map_err(failed("cannot remove", &unfinished))?;
+        if disk.exists(&unfinished) {
+            let removed = disk.remove_folder(&unfinished);
+            removed.map_err(failed("cannot remove", &unfinished))?;
         }
-        if !path.exists() {
+        if !disk.exists(&path) {
             if known {
                 return Err(lost(layout, "its folder `journal` is missing"));
             }
-            create(&unfinished).map_err(failed("cannot create", &unfinished))?;
-            fs::rename(&unfinished, &path).map_err(failed("cannot rename", &unfinished))?;
-            sync_folder(&layout.root).map_err(failed("cannot sync", &layout.root))?;
+            create(disk, &unfinished).map_err(failed("cannot create", &unfinished))?;
+            disk.rename(&unfinished, &path)
+                .map_err(failed("cannot rename", &unfinished))?;
+            disk.sync_folder(&layout.root)
+                .map_err(failed("cannot sync", &layout.root))?;
         }
         let mut contents = Vec::new();
         for name in FILES {
             let file = path.join(name);
-            match fs::read(&file) {
+            match disk.read(&file) {
                 Ok(bytes) => contents.push(bytes),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     return Err(lost(
@@ -172,7 +177,7 @@ impl Journal {
             let mine = || found.iter().filter(|(_, record)| record.file == index);
             let newest = mine().next_back();
             files.push(Segment {
-                file: open_file(&path.join(FILES[index]))?,
+                file: open_file(disk, &path.join(FILES[index]))?,
                 position: newest.map_or(0, |(_, record)| record.end as u64),
                 written: (bytes.len() / BLOCK * BLOCK) as u64,
                 last: newest.map(|(number, _)| *number),
@@ -186,7 +191,8 @@ impl Journal {
             next: last + 1,
             settled,
             recorded: settled,
-            size: SEGMENT,
+            size: segment(disk),
+            step: step(disk),
             buffer: Vec::new(),
             #[cfg(any(test, feature = "planted-bugs"))]
             plant: None,
@@ -300,7 +306,7 @@ impl Journal {
     fn grow(&mut self, end: u64) -> Result<(), Fault> {
         let segment = &self.files[self.current];
         let from = segment.written;
-        let upto = (end + STEP).min(self.size).max(end);
+        let upto = (end + self.step).min(self.size).max(end);
         let zeros =
             vec![0; usize::try_from(upto - from).expect("a batch and a step fit in memory")];
         let grown = segment.file.write_all_at(&zeros, from);
@@ -336,14 +342,32 @@ impl Journal {
     }
 }
 
-fn open_file(path: &Path) -> Result<File, OpenError> {
-    let file = File::options().write(true).open(path);
+/// Size at which a file counts as full on this kind of disk.
+fn segment(disk: &Disk) -> u64 {
+    match disk {
+        Disk::System => SEGMENT,
+        #[cfg(feature = "simulation")]
+        Disk::Simulated(_) => crate::simulation::SEGMENT,
+    }
+}
+
+/// Zeros written ahead on this kind of disk.
+fn step(disk: &Disk) -> u64 {
+    match disk {
+        Disk::System => STEP,
+        #[cfg(feature = "simulation")]
+        Disk::Simulated(_) => crate::simulation::STEP,
+    }
+}
+
+fn open_file(disk: &Disk, path: &Path) -> Result<DiskFile, OpenError> {
+    let file = disk.open_to_write(path);
     file.map_err(failed("cannot open", path))
 }
 
 /// Makes both files, with a first record that settles everything.
-fn create(path: &Path) -> io::Result<()> {
-    fs::create_dir_all(path)?;
+fn create(disk: &Disk, path: &Path) -> io::Result<()> {
+    disk.create_folder(path)?;
     for (index, name) in FILES.into_iter().enumerate() {
         let mut bytes = Vec::new();
         if index == 0 {
@@ -351,12 +375,12 @@ fn create(path: &Path) -> io::Result<()> {
             let first = RandomState::new().hash_one(name) >> 2;
             encode(first, first + 1, &[], &mut bytes);
         }
-        bytes.resize(STEP as usize, 0);
-        let file = File::create(path.join(name))?;
+        bytes.resize(step(disk) as usize, 0);
+        let file = disk.create(&path.join(name))?;
         file.write_all_at(&bytes, 0)?;
         file.sync_all()?;
     }
-    sync_folder(path)
+    disk.sync_folder(path)
 }
 
 /// Bytes of a record, padding aside.

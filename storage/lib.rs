@@ -12,6 +12,7 @@
 
 mod checkpoint;
 mod database;
+mod disk;
 pub mod fault;
 mod identity;
 mod journal;
@@ -23,11 +24,15 @@ pub mod probe;
 mod queue;
 mod record;
 mod run;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 mod snapshot;
+mod tree;
 mod writer;
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
@@ -37,6 +42,7 @@ use tokio::sync::watch;
 
 use crate::checkpoint::Backlog;
 use crate::database::Database;
+use crate::disk::Disk;
 use crate::fault::HealthCell;
 pub use crate::fault::{Damage, Fault, Health, OpenError, Problem};
 pub use crate::identity::Identity;
@@ -44,8 +50,9 @@ use crate::identity::{Known, Layout};
 use crate::journal::Journal;
 use crate::keys::GroupId;
 pub use crate::log::LogStore;
-use crate::queue::Queue;
+use crate::queue::{Op, Queue};
 pub use crate::snapshot::{SnapshotReader, SnapshotStore, SnapshotWriter, StoredSnapshot};
+use crate::tree::Tree;
 use crate::writer::Writer;
 
 /// A node's data folder, open and locked. Clones share it.
@@ -64,18 +71,31 @@ pub(crate) struct Inner {
     pub(crate) queue: Arc<Queue>,
     pub(crate) health: Arc<HealthCell>,
     /// The read side; `None` once closed.
-    tree: RwLock<Option<sled::Db>>,
+    tree: RwLock<Option<Tree>>,
     /// What ends with the store: the thread, and the lock of the folder. Taken by whoever closes.
-    ending: Mutex<Option<(JoinHandle<()>, File)>>,
+    ending: Mutex<Option<(Hands, Option<File>)>>,
+    /// Who writes under simulation; `None` for a thread.
+    #[cfg(feature = "simulation")]
+    here: Option<Arc<Mutex<Writer>>>,
     /// Open groups; held while a group is being opened.
     groups: Mutex<BTreeSet<GroupId>>,
     identity: Mutex<Identity>,
 }
 
+/// Who commits.
+#[derive(Debug)]
+enum Hands {
+    /// A thread of its own.
+    Thread(JoinHandle<()>),
+    /// Whoever pushes or, for what nobody waits for, a task.
+    #[cfg(feature = "simulation")]
+    Here,
+}
+
 impl Storage {
     /// Opens a node's data folder, or makes it. Checks what it reads; blocks on the disk.
     pub fn open(path: impl AsRef<Path>, identity: Identity) -> Result<Self, OpenError> {
-        Self::open_with(path.as_ref(), identity, |_, _| {})
+        Self::open_with(path.as_ref(), Disk::System, identity, |_, _| {})
     }
 
     /// Opens a data folder with a defect, to prove that a test finds it.
@@ -85,14 +105,32 @@ impl Storage {
         identity: Identity,
         plant: fault::Plant,
     ) -> Result<Self, OpenError> {
-        Self::open_with(path.as_ref(), identity, |journal, database| {
-            journal.plant(plant.clone());
-            database.plant(plant);
-        })
+        Self::open_with(
+            path.as_ref(),
+            Disk::System,
+            identity,
+            |journal, database| {
+                journal.plant(plant.clone());
+                database.plant(plant);
+            },
+        )
+    }
+
+    /// Opens a node's data folder on a disk in memory. Everything is done on the threads of the current
+    /// runtime, in its time; without one it panics.
+    #[cfg(feature = "simulation")]
+    pub fn open_simulated(
+        path: impl AsRef<Path>,
+        disk: &simulation::SimulatedDisk,
+        identity: Identity,
+    ) -> Result<Self, OpenError> {
+        let disk = Disk::Simulated(disk.clone());
+        Self::open_with(path.as_ref(), disk, identity, |_, _| {})
     }
 
     fn open_with(
         path: &Path,
+        disk: Disk,
         identity: Identity,
         prepare: impl FnOnce(&mut Journal, &mut Database),
     ) -> Result<Self, OpenError> {
@@ -101,6 +139,7 @@ impl Storage {
         }
         let layout = Layout {
             root: path.to_owned(),
+            disk,
         };
         let lock = identity::lock(&layout)?;
         let known = identity::read(&layout)?;
@@ -137,20 +176,38 @@ impl Storage {
         let health = Arc::new(HealthCell::new());
         let queue = Arc::new(Queue::new(Arc::clone(&health)));
         let tree = database.reader();
-        let starting = "cannot start a thread for";
-        let backlog = Backlog::start(database, Arc::clone(&health))
-            .map_err(identity::failed(starting, path))?;
-        let writer = Writer::new(journal, backlog, Arc::clone(&queue), Arc::clone(&health));
-        let thread = std::thread::Builder::new()
-            .name("storage-writer".into())
-            .spawn(move || writer.run())
-            .map_err(identity::failed(starting, path))?;
+        #[cfg(feature = "simulation")]
+        let mut here = None;
+        let hands = match &layout.disk {
+            Disk::System => {
+                let starting = "cannot start a thread for";
+                let backlog = Backlog::start(database, Arc::clone(&health))
+                    .map_err(identity::failed(starting, path))?;
+                let writer = Writer::new(journal, backlog, Arc::clone(&queue), Arc::clone(&health));
+                let thread = std::thread::Builder::new()
+                    .name("storage-writer".into())
+                    .spawn(move || writer.run())
+                    .map_err(identity::failed(starting, path))?;
+                Hands::Thread(thread)
+            }
+            #[cfg(feature = "simulation")]
+            Disk::Simulated(disk) => {
+                let backlog = Backlog::simulated(database, disk.clone());
+                let writer = Writer::new(journal, backlog, Arc::clone(&queue), Arc::clone(&health));
+                let writer = Arc::new(Mutex::new(writer));
+                here = Some(Arc::clone(&writer));
+                tokio::spawn(write_here(disk.clone(), Arc::clone(&queue), writer));
+                Hands::Here
+            }
+        };
         let inner = Inner {
             layout,
             queue,
             health,
             tree: RwLock::new(Some(tree)),
-            ending: Mutex::new(Some((thread, lock))),
+            ending: Mutex::new(Some((hands, lock))),
+            #[cfg(feature = "simulation")]
+            here,
             groups: Mutex::default(),
             identity: Mutex::new(known_now.identity),
         };
@@ -190,6 +247,36 @@ impl Storage {
         lock(&self.inner.identity).clone()
     }
 
+    /// A small text beside the store's own files, or `None` if there is none of this name.
+    pub fn note(&self, name: &str) -> io::Result<Option<String>> {
+        let layout = &self.inner.layout;
+        match layout.disk.read(&layout.root.join(name)) {
+            Ok(bytes) => String::from_utf8(bytes)
+                .map(Some)
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes a small text beside the store's own files, durably, in the place of the one before.
+    pub fn set_note(&self, name: &str, text: &str) -> io::Result<()> {
+        use std::io::Write as _;
+        let layout = &self.inner.layout;
+        let fresh = layout.root.join(format!("{name}.new"));
+        let mut file = layout.disk.create(&fresh)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        layout.disk.rename(&fresh, &layout.root.join(name))?;
+        layout.disk.sync_folder(&layout.root)
+    }
+
+    /// Whether this store is on a simulated disk. Then its blocking calls are short, and must not be given
+    /// to other threads, which are outside of the simulated time.
+    pub fn is_simulated(&self) -> bool {
+        self.inner.layout.disk.is_simulated()
+    }
+
     /// Whether the store works, and how fast the disk is.
     pub fn health(&self) -> Health {
         self.inner.health.report()
@@ -208,8 +295,24 @@ impl Storage {
 }
 
 impl Inner {
+    /// Hands an operation over and blocks until it is durable. Not for async callers.
+    pub(crate) fn run(&self, op: Op) -> Result<(), Fault> {
+        self.queue.run(op, || {
+            #[cfg(feature = "simulation")]
+            self.write_now();
+        })
+    }
+
+    /// Does what waits, under simulation; tells whether that was the last.
+    #[cfg(feature = "simulation")]
+    fn write_now(&self) -> bool {
+        self.here
+            .as_ref()
+            .is_none_or(|writer| lock(writer).run_once(virtual_now()))
+    }
+
     /// The database for reading.
-    pub(crate) fn reader(&self) -> Result<sled::Db, Fault> {
+    pub(crate) fn reader(&self) -> Result<Tree, Fault> {
         self.health.check()?;
         let tree = self.tree.read().unwrap_or_else(PoisonError::into_inner);
         tree.clone().ok_or(Fault::Closed)
@@ -221,12 +324,18 @@ impl Inner {
     }
 
     fn close(&self) {
-        let Some((thread, folder_lock)) = lock(&self.ending).take() else {
+        let Some((hands, folder_lock)) = lock(&self.ending).take() else {
             return;
         };
         self.queue.close();
-        if thread.join().is_err() {
-            tracing::error!("the storage writer ended in a panic");
+        match hands {
+            Hands::Thread(thread) => {
+                if thread.join().is_err() {
+                    tracing::error!("the storage writer ended in a panic");
+                }
+            }
+            #[cfg(feature = "simulation")]
+            Hands::Here => while !self.write_now() {},
         }
         *self.tree.write().unwrap_or_else(PoisonError::into_inner) = None;
         drop(folder_lock);
@@ -236,6 +345,42 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.close();
+    }
+}
+
+/// Stands in for the writer thread: commits after the time that the disk takes.
+#[cfg(feature = "simulation")]
+async fn write_here(
+    disk: simulation::SimulatedDisk,
+    queue: Arc<Queue>,
+    writer: Arc<Mutex<Writer>>,
+) {
+    loop {
+        let due = lock(&writer).lazy_due();
+        let late = async {
+            match due {
+                Some(due) => tokio::time::sleep_until(due.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = queue.woken() => {}
+            () = late => {}
+        }
+        tokio::time::sleep(disk.latency()).await;
+        if lock(&writer).run_once(virtual_now()) {
+            return;
+        }
+    }
+}
+
+/// The runtime's time, which a simulation sets; at the end of a runtime, the machine's.
+#[cfg(feature = "simulation")]
+fn virtual_now() -> std::time::Instant {
+    match tokio::runtime::Handle::try_current() {
+        Ok(_) => tokio::time::Instant::now().into_std(),
+        Err(_) => std::time::Instant::now(),
     }
 }
 

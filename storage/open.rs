@@ -22,6 +22,7 @@ use crate::queue::{Link, Op};
 use crate::record::{self, Kind};
 use crate::run::{decode, encode, read_run};
 use crate::snapshot::{Pointer, SnapshotStore, open_error};
+use crate::tree::Tree;
 use crate::writer::Run;
 use crate::{Inner, lock};
 
@@ -54,7 +55,7 @@ pub(crate) fn group<C: RaftTypeConfig>(
         name: name.to_owned(),
     });
     // An earlier handle of this group may have left something for later, and the database is behind.
-    inner.queue.run(Op::Settle)?;
+    inner.run(Op::Settle)?;
 
     let vote: Option<VoteOf<C>> = slot(&tree, group, Slot::Vote, Kind::Vote)?;
     let committed: Option<Option<LogIdOf<C>>> =
@@ -77,7 +78,7 @@ pub(crate) fn group<C: RaftTypeConfig>(
         runs,
         garbage: scan.garbage,
     };
-    inner.queue.run(adopt)?;
+    inner.run(adopt)?;
     let snapshots = SnapshotStore::open(Arc::clone(&membership), pointer)?;
     let state = Mutex::new(State::new(vote, committed.flatten(), purged, last, first));
     Ok((
@@ -93,7 +94,7 @@ pub(crate) fn group<C: RaftTypeConfig>(
 }
 
 /// The group's number, given out durably if the name is new.
-fn number(inner: &Inner, tree: &sled::Db, name: &str) -> Result<GroupId, OpenError> {
+fn number(inner: &Inner, tree: &Tree, name: &str) -> Result<GroupId, OpenError> {
     let mut next = 1;
     for found in tree.scan_prefix(Key::groups_prefix()) {
         let (bytes, value) = found.map_err(|error| sled_failed("read", &error))?;
@@ -114,14 +115,14 @@ fn number(inner: &Inner, tree: &sled::Db, name: &str) -> Result<GroupId, OpenErr
     let mut record = record::begin(Kind::Group, 5);
     encode(&next, &mut record)?;
     record::seal(&mut record, &key);
-    inner.queue.run(Op::Put { key, record })?;
+    inner.run(Op::Put { key, record })?;
     // The next name that is opened has to find this one in the database.
-    inner.queue.run(Op::Settle)?;
+    inner.run(Op::Settle)?;
     Ok(GroupId(next))
 }
 
 fn slot<T: DeserializeOwned>(
-    tree: &sled::Db,
+    tree: &Tree,
     group: GroupId,
     slot: Slot,
     kind: Kind,
@@ -144,7 +145,7 @@ struct Scan<C: RaftTypeConfig> {
 
 /// Checks every run of a log, and that together they leave no gap.
 fn scan<C: RaftTypeConfig>(
-    tree: &sled::Db,
+    tree: &Tree,
     membership: &Membership,
     purged: Option<&LogIdOf<C>>,
 ) -> Result<Scan<C>, OpenError> {

@@ -104,6 +104,9 @@ pub(crate) struct Queue {
     /// Two owners, handles and writer; held for a push or a take, never across I/O.
     state: Mutex<State>,
     wake: Condvar,
+    /// Wakes the task that stands in for the writer thread under simulation.
+    #[cfg(feature = "simulation")]
+    woken: tokio::sync::Notify,
     room: Arc<Semaphore>,
     health: Arc<HealthCell>,
 }
@@ -129,6 +132,8 @@ impl Queue {
         Self {
             state: Mutex::default(),
             wake: Condvar::new(),
+            #[cfg(feature = "simulation")]
+            woken: tokio::sync::Notify::new(),
             room: Arc::new(Semaphore::new(QUEUE_KIB_MAX as usize)),
             health,
         }
@@ -154,12 +159,25 @@ impl Queue {
         }
         state.jobs.push_back(job);
         drop(state);
-        self.wake.notify_one();
+        self.notify();
         Ok(())
     }
 
-    /// Hands an operation over and blocks until it is durable. Not for async callers.
-    pub(crate) fn run(&self, op: Op) -> Result<(), Fault> {
+    fn notify(&self) {
+        self.wake.notify_one();
+        #[cfg(feature = "simulation")]
+        self.woken.notify_one();
+    }
+
+    /// Waits for work, or for the end of it, under simulation.
+    #[cfg(feature = "simulation")]
+    pub(crate) async fn woken(&self) {
+        self.woken.notified().await;
+    }
+
+    /// Hands an operation over, lets `work` go on, and blocks until it is durable. Not for async
+    /// callers.
+    pub(crate) fn run(&self, op: Op, work: impl FnOnce()) -> Result<(), Fault> {
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
         let done: Done = Box::new(move |outcome| {
             // The waiting side blocks until this arrives.
@@ -171,6 +189,7 @@ impl Queue {
             done: Some(done),
             room: None,
         })?;
+        work();
         receiver.recv().unwrap_or(Err(Fault::Closed))
     }
 
@@ -180,7 +199,7 @@ impl Queue {
         if !state.lazy {
             state.lazy = true;
             drop(state);
-            self.wake.notify_one();
+            self.notify();
         }
     }
 
@@ -188,7 +207,7 @@ impl Queue {
     pub(crate) fn close(&self) {
         self.lock().closed = true;
         self.room.close();
-        self.wake.notify_one();
+        self.notify();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -6,15 +6,15 @@
 //! stand in the log's way. The order is what makes it durable: file, fsync, rename, fsync of the
 //! folder, then the record; only then is the snapshot acknowledged and the previous file removed.
 
-use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Write};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use crate::disk::{Disk, DiskFile};
 use crate::fault::{Damage, Fault, OpenError, Problem};
-use crate::identity::{failed, sync_folder};
+use crate::identity::failed;
 use crate::keys::{Key, Slot};
 use crate::log::Membership;
 use crate::queue::Op;
@@ -84,15 +84,16 @@ impl SnapshotStore {
         membership: Arc<Membership>,
         current: Option<Pointer>,
     ) -> Result<Self, OpenError> {
-        let folder = membership.inner.layout.snapshots();
-        if !folder.exists() {
-            fs::create_dir_all(&folder).map_err(failed("cannot create", &folder))?;
-            let root = &membership.inner.layout.root;
-            sync_folder(root).map_err(failed("cannot sync", root))?;
+        let layout = &membership.inner.layout;
+        let (disk, folder) = (&layout.disk, layout.snapshots());
+        if !disk.exists(&folder) {
+            let made = disk.create_folder(&folder);
+            made.map_err(failed("cannot create", &folder))?;
+            let synced = disk.sync_folder(&layout.root);
+            synced.map_err(failed("cannot sync", &layout.root))?;
         }
         let mut next = current.as_ref().map_or(1, |pointer| pointer.sequence + 1);
-        for entry in fs::read_dir(&folder).map_err(failed("cannot list", &folder))? {
-            let path = entry.map_err(failed("cannot list", &folder))?.path();
+        for path in disk.list(&folder).map_err(failed("cannot list", &folder))? {
             let name = path
                 .file_name()
                 .and_then(|name| name.to_str())
@@ -105,7 +106,8 @@ impl SnapshotStore {
                 .as_ref()
                 .is_some_and(|pointer| name == file_name(&membership.name, pointer.sequence));
             if !keep {
-                fs::remove_file(&path).map_err(failed("cannot remove", &path))?;
+                let removed = disk.remove_file(&path);
+                removed.map_err(failed("cannot remove", &path))?;
             }
         }
         let state = Mutex::new(State { current, next });
@@ -146,7 +148,9 @@ impl SnapshotStore {
         };
         let name = file_name(&self.shared.membership.name, sequence);
         let path = self.shared.folder.join(format!("{name}.new"));
-        let file = File::create(&path)
+        let file = self
+            .disk()
+            .create(&path)
             .map_err(|error| Fault::file(format!("cannot create {}", path.display()), &error))?;
         let mut writer = SnapshotWriter {
             store: self.clone(),
@@ -176,7 +180,8 @@ impl SnapshotStore {
         };
         let name = file_name(&self.shared.membership.name, pointer.sequence);
         let path = self.shared.folder.join(&name);
-        let file = File::open(&path).map_err(|error| match error.kind() {
+        let opened = self.disk().open_to_read(&path);
+        let file = opened.map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Fault::Damaged(self.damage(&name, Problem::Missing)),
             _ => Fault::file(format!("cannot open {}", path.display()), &error),
         })?;
@@ -225,6 +230,10 @@ impl SnapshotStore {
         damage(&self.shared.membership.name, name, problem)
     }
 
+    fn disk(&self) -> &Disk {
+        &self.shared.membership.inner.layout.disk
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.shared
             .state
@@ -245,7 +254,7 @@ pub(crate) fn open_error(fault: Fault) -> OpenError {
 #[derive(Debug)]
 pub struct SnapshotWriter {
     store: SnapshotStore,
-    file: File,
+    file: DiskFile,
     name: String,
     path: PathBuf,
     sequence: u64,
@@ -274,7 +283,7 @@ impl SnapshotWriter {
         record::seal(&mut record, &key);
 
         let mut state = self.store.state();
-        inner.queue.run(Op::Put { key, record })?;
+        inner.run(Op::Put { key, record })?;
         let previous = state.current.replace(pointer);
         drop(state);
         self.committed = true;
@@ -282,7 +291,7 @@ impl SnapshotWriter {
             let path = shared
                 .folder
                 .join(file_name(&shared.membership.name, previous.sequence));
-            if let Err(error) = fs::remove_file(&path) {
+            if let Err(error) = self.store.disk().remove_file(&path) {
                 // It costs space only; the next opening tries again.
                 tracing::warn!(path = %path.display(), %error, "old snapshot not removed");
             }
@@ -304,9 +313,10 @@ impl SnapshotWriter {
         self.write_frame(Kind::SnapshotEnd)?;
         self.file.sync_all()?;
         let path = self.store.shared.folder.join(&self.name);
-        fs::rename(&self.path, &path)?;
+        let disk = self.store.disk();
+        disk.rename(&self.path, &path)?;
         self.path = path;
-        sync_folder(&self.store.shared.folder)
+        disk.sync_folder(&self.store.shared.folder)
     }
 
     /// Writes the frame under construction and begins one of kind `next`.
@@ -357,7 +367,7 @@ impl Drop for SnapshotWriter {
     fn drop(&mut self) {
         if !self.committed {
             // What remains is removed at the next opening.
-            let _ = fs::remove_file(&self.path);
+            let _ = self.store.disk().remove_file(&self.path);
         }
     }
 }
@@ -365,7 +375,7 @@ impl Drop for SnapshotWriter {
 /// Reads a snapshot's data. Damage is an `InvalidData` error that carries a [`Damage`].
 #[derive(Debug)]
 pub struct SnapshotReader {
-    file: BufReader<File>,
+    file: BufReader<DiskFile>,
     group: String,
     name: String,
     frames: u64,

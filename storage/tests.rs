@@ -5,4 +5,6 @@ mod conformance;
 mod damage;
 mod journal;
 mod model;
+#[cfg(feature = "simulation")]
+mod simulation;
 mod support;

@@ -25,7 +25,7 @@ use crate::database::{VALUE_MAX, Write, panic_text};
 use crate::fault::{Fault, HealthCell, Problem, damage};
 use crate::journal::Journal;
 use crate::keys::{GroupId, Key, Slot};
-use crate::queue::{Encoded, Job, Link, Op, Queue};
+use crate::queue::{Encoded, Job, Link, Op, Queue, Taken};
 use crate::record::{self, HEADER, Kind, split_entry};
 
 /// How long the committed index and purges may stay in memory. Longer saves writes; after a
@@ -82,6 +82,12 @@ pub(crate) struct Writer {
     lazy_due: Option<Instant>,
 }
 
+impl std::fmt::Debug for Writer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writer").finish_non_exhaustive()
+    }
+}
+
 impl Writer {
     pub(crate) fn new(
         journal: Journal,
@@ -105,15 +111,32 @@ impl Writer {
     pub(crate) fn run(mut self) {
         loop {
             let taken = self.queue.take(self.lazy_due, self.lazy_due.is_some());
-            let now = Instant::now();
-            if taken.lazy {
-                self.lazy_due.get_or_insert(now + LAZY);
-            }
-            self.turn(taken.jobs, taken.closed, now);
-            if taken.closed {
+            if self.take_turn(taken, Instant::now()) {
                 return;
             }
         }
+    }
+
+    /// Does what waits, without waiting for more, at a time that is not the machine's; tells whether the
+    /// queue is closed and empty.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn run_once(&mut self, now: Instant) -> bool {
+        let taken = self.queue.take(Some(Instant::now()), true);
+        self.take_turn(taken, now)
+    }
+
+    /// When lazily kept data is to be written, if there is any.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn lazy_due(&self) -> Option<Instant> {
+        self.lazy_due
+    }
+
+    fn take_turn(&mut self, taken: Taken, now: Instant) -> bool {
+        if taken.lazy {
+            self.lazy_due.get_or_insert(now + LAZY);
+        }
+        self.turn(taken.jobs, taken.closed, now);
+        taken.closed
     }
 
     /// One commit, the answers, and then a little tidying.

@@ -21,8 +21,8 @@ fn every_target_survives_its_corpus_and_mutations_of_it() {
             inputs.push(fs::read(entry.expect("entry").path()).expect("input is readable"));
         }
         assert!(!inputs.is_empty(), "the corpus of {name} is empty");
-        // Whole engines take longer: fewer of those.
-        let mutations = if *name == "datagrams" {
+        // Whole engines, sessions and stores take longer: fewer of those.
+        let mutations = if ["datagrams", "engine", "session", "store"].contains(name) {
             MUTATIONS / 10
         } else {
             MUTATIONS

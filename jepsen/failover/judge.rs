@@ -84,6 +84,7 @@ pub(crate) struct Gap {
 pub(crate) struct Counts {
     pub(crate) participants_lost: usize,
     pub(crate) tracks_lost: usize,
+    pub(crate) streams_held_up: usize,
     pub(crate) joined_events: usize,
     pub(crate) left_events: usize,
     pub(crate) unpublished_events: usize,
@@ -95,10 +96,11 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
-    pub(crate) fn named(&self) -> [(&'static str, usize); 10] {
+    pub(crate) fn named(&self) -> [(&'static str, usize); 11] {
         [
             ("participants lost", self.participants_lost),
             ("tracks lost", self.tracks_lost),
+            ("streams held up", self.streams_held_up),
             ("joined events", self.joined_events),
             ("left events", self.left_events),
             ("unpublished events", self.unpublished_events),
@@ -113,6 +115,7 @@ impl Counts {
     pub(crate) fn add(&mut self, other: &Self) {
         self.participants_lost += other.participants_lost;
         self.tracks_lost += other.tracks_lost;
+        self.streams_held_up += other.streams_held_up;
         self.joined_events += other.joined_events;
         self.left_events += other.left_events;
         self.unpublished_events += other.unpublished_events;
@@ -186,6 +189,8 @@ pub(crate) struct Lost {
 
 /// A stream that was silent for so long at the end has not come back.
 const OPEN_AFTER: Ms = 2000.0;
+/// A stream across a cut link that was silent for so long waited for the link to heal, 4 s later.
+const HELD_UP: Ms = 3000.0;
 /// A message sent this shortly before the end may still be on its way.
 const MESSAGE_SETTLES: Ms = 1500.0;
 
@@ -201,6 +206,8 @@ pub(crate) fn judge(window: &Window, clients: &[Client]) -> Judgement {
             for media in Media::ALL.into_iter().filter(|_| is_heard) {
                 let gap = gap_of(window, from, to, media);
                 counts.tracks_lost += usize::from(gap.open);
+                let is_held_up = gap.path == Path::AcrossLink && gap.ms >= HELD_UP;
+                counts.streams_held_up += usize::from(is_held_up);
                 gaps.push(gap);
             }
             count_messages(window, from, to, &mut counts, &mut lost);

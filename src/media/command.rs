@@ -202,6 +202,13 @@ pub enum Command {
         /// Where.
         address: SocketAddr,
     },
+    /// Packets to a node go by way of another one, or directly again.
+    SetDetour {
+        /// Which node.
+        node: NodeId,
+        /// By which other one.
+        via: Option<NodeId>,
+    },
     /// Forgets a node: relays from and to it end.
     RemoveLink {
         /// Which node.

@@ -77,6 +77,9 @@ pub struct EngineConfig {
     pub fresh_certificate: Arc<Certificate>,
     /// Addresses of the shard's socket as clients see them, best first.
     pub candidates: Vec<SocketAddr>,
+    /// Where the counters of packets to other nodes begin. To rise by at least one for each packet that
+    /// an earlier engine of the same start and shard sent; its age in nanoseconds does.
+    pub counters_from: u64,
     /// Seed of everything random; to be drawn from the operating system.
     pub seed: [u8; 32],
     /// How long a connection's checkpoint may be out of date, while packets come.
@@ -112,6 +115,7 @@ impl EngineConfig {
             fresh_certificate: certificate.clone(),
             certificate,
             candidates,
+            counters_from: 0,
             seed,
             checkpoint_interval: Duration::from_secs(1),
             timeouts: IceTimeouts::default(),
@@ -177,6 +181,7 @@ impl Engine {
                 boot: config.boot,
                 shard: config.shard,
                 relay_secret: config.relay_secret,
+                counters_from: config.counters_from,
                 seed,
             },
         );
@@ -217,6 +222,12 @@ impl Engine {
         if let Err(reason) = outcome {
             self.discards.add(reason);
         }
+    }
+
+    /// Whose address this is. Also after a panic, when nothing else may be asked any more.
+    #[must_use]
+    pub fn peer_at(&self, address: SocketAddr) -> Option<PeerId> {
+        self.addresses.get(address)
     }
 
     /// Takes an order.

@@ -11,3 +11,4 @@
 pub mod keys;
 pub mod link;
 pub mod message;
+pub mod transit;

@@ -22,6 +22,8 @@ pub struct Stats {
     pub relays: Vec<RelayStats>,
     /// Other nodes.
     pub links: Vec<LinkStats>,
+    /// Packets of other nodes that were sent on to a third one, since the start.
+    pub packets_passed_on: u64,
     /// Packets that were not used.
     pub discards: DiscardCounts,
 }

@@ -192,7 +192,16 @@ fn start(args: &ConfigArgs) -> anyhow::Result<()> {
              `flotilla generate-keys` prints one for `keys`"
         );
     }
-    runtime()?.block_on(crate::run::run(config, Founding::Never))
+    serve(config, Founding::Never)
+}
+
+/// Runs a node until it ends.
+fn serve(config: crate::config::Config, founding: Founding) -> anyhow::Result<()> {
+    let runtime = runtime()?;
+    let ended = runtime.block_on(crate::run::run(config, founding));
+    // Not even a disk that does not answer keeps the process.
+    runtime.shutdown_background();
+    ended
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

@@ -25,6 +25,7 @@ use crate::shard::{ShardEvent, Shards};
 use crate::telemetry::Metrics;
 
 pub mod detector;
+pub mod detours;
 pub mod drain;
 pub mod failure;
 pub mod fence;

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use flotilla_model::cluster::Formats;
 use flotilla_model::id::{BootId, NodeId};
-use flotilla_raft::Channels;
+use flotilla_raft::{Channels, Tunnel};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
@@ -26,6 +26,7 @@ mod link;
 mod pulse;
 mod service;
 mod sign;
+mod tunnel;
 
 pub use pulse::{Ailing, Signs};
 pub use service::{Claims, MeshService, ServiceConfig, crash};
@@ -44,7 +45,9 @@ pub use proto::inquire_reply::Finding;
 /// Version of what nodes tell each other beside the log: the mesh's messages, what they seal for each
 /// other, relay packets. Rises with what a node of the version before could not pass over; that is then
 /// sent only to nodes that registered it ([`flotilla_model::cluster::Formats`]).
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+/// The first version that carries other nodes' packets and connections.
+pub const VERSION_OF_DETOURS: u8 = 2;
 
 /// This program's version with what it reads of other nodes, as it is registered.
 #[must_use]
@@ -175,6 +178,7 @@ impl Mesh {
         links.retain(|node, link| {
             let keep = nodes.get(node) == Some(&link.address);
             if !keep {
+                self.shared.channels.set_detour(&link.address, None);
                 lock(&self.shared.health).remove(node);
                 self.shared.signs.remove(*node);
             }
@@ -203,8 +207,11 @@ impl Mesh {
                 address.to_owned(),
                 self.shared.channels.clone(),
                 waiting,
-                self.shared.health.clone(),
-                self.shared.metrics.clone(),
+                link::Notes {
+                    health: self.shared.health.clone(),
+                    signs: self.shared.signs.clone(),
+                    metrics: self.shared.metrics.clone(),
+                },
             )
             .run(),
         );
@@ -249,6 +256,31 @@ impl Mesh {
             bound_ms: millis(self.shared.bound),
         };
         pulse::inquire(&self.shared.channels, &address, request).await
+    }
+
+    /// Connections to `node` go by way of `via` from now on, or directly again: those that are open
+    /// end and are opened anew. Signs of life stay direct.
+    pub fn set_detour(&self, node: NodeId, via: Option<NodeId>) {
+        let links = lock(&self.shared.links);
+        let Some(link) = links.get(&node) else {
+            return;
+        };
+        let tunnel = via.and_then(|via| links.get(&via)).map(|via| {
+            let through = tunnel::Through {
+                channels: self.shared.channels.clone(),
+                via: via.address.clone(),
+                target: node,
+            };
+            Arc::new(through) as Arc<dyn Tunnel>
+        });
+        self.shared.channels.set_detour(&link.address, tunnel);
+    }
+
+    /// Where a node's cluster port is.
+    #[must_use]
+    pub fn address(&self, node: NodeId) -> Option<String> {
+        let links = lock(&self.shared.links);
+        links.get(&node).map(|link| link.address.clone())
     }
 
     /// What is known of every link.

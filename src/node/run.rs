@@ -35,7 +35,7 @@ use crate::control::fence::{Fence, FenceConfig};
 use crate::control::health::{self, Outcomes};
 use crate::control::lease::Lease;
 use crate::control::takeovers::Takeovers;
-use crate::control::{Follower, drain, failure, orphans, rebalance, register};
+use crate::control::{Follower, detours, drain, failure, orphans, rebalance, register};
 use crate::data_dir::DataDir;
 use crate::http;
 use crate::hub::Hub;
@@ -274,7 +274,7 @@ impl Node {
             inbound,
             doorkeeper,
             claims: Arc::new(hub.clone()),
-            signs: mesh.signs().clone(),
+            mesh: mesh.clone(),
             ailing: ailing.clone(),
             may_crash: config.demo_kill,
             metrics: metrics.clone(),
@@ -387,6 +387,13 @@ impl Node {
             bound: config.cluster.failure_detection,
             patience: config.cluster.node_lost_after,
         };
+        tasks.spawn(without_end(detours::watch(
+            group.clone(),
+            mesh.clone(),
+            shards.clone(),
+            metrics.clone(),
+            config.cluster.failure_detection,
+        )));
         let watch = failure::Watch::new(
             id,
             group.clone(),
@@ -869,6 +876,11 @@ pub async fn run(config: Config, founding: Founding) -> anyhow::Result<()> {
     };
     if let Some(failure) = &failure {
         error!(%failure, "the node cannot go on");
+    }
+    // Without its log a node would not hear who is served elsewhere by now, and could hand nobody over.
+    // Others notice within milliseconds that the process is gone, and its clients resume there.
+    if failure.is_some() && node.group.status().fault.is_some() {
+        return failure.map_or(Ok(()), Err);
     }
     tokio::select! {
         () = node.stop() => {}

@@ -375,9 +375,14 @@ impl Task {
                     self.ended = Some(LeaveReason::Unknown);
                 }
             }
-            Message::EngineLost => {
+            Message::EngineLost { is_cause } => {
                 self.attached = false;
-                let lost = signal_media::Event::Lost;
+                // Made again from the same keys, a client that breaks engines would break the next.
+                let lost = if is_cause {
+                    signal_media::Event::Lost
+                } else {
+                    signal_media::Event::Restarted
+                };
                 self.session.handle(now, Input::Media(lost));
             }
             Message::Snapshot(state) => {

@@ -2,8 +2,9 @@
 //!
 //! Sessions and the reconciler send orders through a [`ShardHandle`]; events of a peer go straight
 //! to its session's inbox, the rest to the node. The thread owns the engine, so no packet waits for
-//! a lock. A panic in the engine costs this shard's sessions at most: they are told to come back, a
-//! new engine takes over the socket, and the reconciler restores the relays.
+//! a lock. After a panic in the engine a new one takes over the socket, the reconciler restores the
+//! relays, and this shard's sessions are taken over as if another node had died: clients resume with
+//! what is kept of them. Only the one whose datagram was the cause starts over.
 
 use std::collections::HashMap;
 use std::io;
@@ -69,6 +70,9 @@ pub enum Order {
     Inspect(oneshot::Sender<ShardView>),
     /// End the thread.
     Stop,
+    /// Make the engine panic.
+    #[cfg(test)]
+    Panic,
 }
 
 /// Events that concern no single session.
@@ -143,6 +147,7 @@ impl ShardView {
                 "relayed_bytes",
                 router.relays.iter().map(|relay| relay.bytes).sum(),
             ),
+            ("passed_on_packets", router.packets_passed_on),
         ]
     }
 
@@ -244,6 +249,7 @@ impl Shards {
                 lease: lease.clone(),
                 lapsed: None,
                 turned: Instant::now(),
+                handling: None,
             };
             let thread = std::thread::Builder::new()
                 .name(format!("shard-{index}"))
@@ -301,6 +307,8 @@ struct Shard {
     lapsed: Option<Lapsed>,
     /// When the present turn began.
     turned: Instant,
+    /// Where the datagram came from that the engine has in hand.
+    handling: Option<SocketAddr>,
 }
 
 /// The node's lease has ended: others may serve whom this shard served.
@@ -332,8 +340,13 @@ impl Shard {
     fn run(mut self) {
         let span = tracing::info_span!("shard", shard = self.index);
         let _entered = span.enter();
+        // At a random place, so that not even a key that is derived twice repeats a nonce; a quarter of the
+        // range leaves room for more packets than can ever be sent.
+        let (first_counter, started) = (rand::random::<u64>() >> 2, Instant::now());
         loop {
             rand::rng().fill_bytes(&mut self.config.seed);
+            let age = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            self.config.counters_from = first_counter.saturating_add(age);
             let mut engine = Engine::new(Instant::now(), self.config.clone());
             self.queued_since = None;
             let result = std::panic::catch_unwind(AssertUnwindSafe(|| self.turns(&mut engine)));
@@ -344,18 +357,20 @@ impl Shard {
                     std::thread::sleep(Duration::from_millis(100));
                 }
                 Err(_) => {
-                    error!("the media engine panicked; its sessions have to come back");
+                    error!("the media engine panicked; its sessions resume on a new one");
                     self.metrics.shard_panics.inc();
                 }
             }
-            self.restarted();
+            let cause = self.handling.take().and_then(|from| engine.peer_at(from));
+            self.restarted(cause.map(SessionKey::of));
         }
     }
 
-    /// Everybody who relied on the old engine hears that it is gone.
-    fn restarted(&mut self) {
-        for (_, inbox) in self.sessions.drain() {
-            inbox.deliver(Message::EngineLost);
+    /// Everybody who relied on the old engine hears that it is gone, and whose datagram was its end.
+    fn restarted(&mut self, cause: Option<SessionKey>) {
+        for (session, inbox) in self.sessions.drain() {
+            let is_cause = cause == Some(session);
+            inbox.deliver(Message::EngineLost { is_cause });
         }
         let shard = self.index;
         let events = self.events.clone();
@@ -414,6 +429,8 @@ impl Shard {
                         engine.handle_command(now, Command::ClosePeer { peer });
                     }
                 }
+                #[cfg(test)]
+                Ok(Order::Panic) => panic!("as a test asked"),
                 Ok(Order::Inspect(answer)) => {
                     let _ = answer.send(ShardView {
                         stats: engine.stats(now),
@@ -458,14 +475,16 @@ impl Shard {
 
     fn take_datagrams(&mut self, now: Instant, engine: &mut Engine) -> io::Result<()> {
         loop {
-            let lapsed = &mut self.lapsed;
+            let (lapsed, handling) = (&mut self.lapsed, &mut self.handling);
             let count = self.socket.receive(|from, bytes| {
+                *handling = Some(from);
                 if let Some(lapsed) = lapsed {
                     lapsed.hear(now, from);
                 }
                 engine.handle_datagram(now, from, bytes);
                 !engine.is_backed_up()
             })?;
+            self.handling = None;
             self.metrics.datagrams_received.inc_by(count as u64);
             if !engine.is_backed_up() {
                 return Ok(());
@@ -564,3 +583,6 @@ impl Shard {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

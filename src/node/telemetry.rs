@@ -136,6 +136,8 @@ pub struct Metrics {
     pub lease_held: IntGauge,
     /// Times the lease lapsed.
     pub lease_lapses: IntCounter,
+    /// Nodes that are reached by way of another one.
+    pub links_round: IntGauge,
     /// Participants at home here without a session.
     pub orphans: IntGauge,
     /// Takeovers in the log, by cause.
@@ -278,6 +280,10 @@ impl Metrics {
             lease_lapses: make.counter(
                 "flotilla_lease_lapses_total",
                 "Times this node stopped serving because others may have taken over",
+            )?,
+            links_round: make.gauge(
+                "flotilla_links_round",
+                "Nodes that this node reaches by way of another one, because the link to them is cut",
             )?,
             orphans: make.gauge(
                 "flotilla_orphans",

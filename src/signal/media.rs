@@ -191,8 +191,11 @@ pub enum Event {
         /// Why.
         reason: &'static str,
     },
-    /// The engine was restarted: nothing is left of the session's peers.
+    /// The engine was restarted: nothing is left of the session's peers, and they are not to be made
+    /// again from what is kept of them.
     Lost,
+    /// The engine was restarted. What is kept of the session's peers is enough to go on from.
+    Restarted,
     /// Encodings of a published track are known better.
     TrackDescribed {
         /// Which.

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::support::{copy_folder, entry, fill, identity, open_probe};
 use crate::database::Database;
+use crate::disk::Disk;
 use crate::fault::Plant;
 use crate::identity::Layout;
 use crate::keys::{GroupId, Key, Slot};
@@ -18,6 +19,7 @@ fn tamper(folder: &Path, key: &Key, change: impl FnOnce(Vec<u8>) -> Option<Vec<u
     let mut database = Database::open(
         &Layout {
             root: folder.to_owned(),
+            disk: Disk::System,
         },
         true,
     )

@@ -21,6 +21,19 @@ use flotilla_signal::room_service::{ApiRequest, Format};
 use flotilla_signal::token::{Claims, Keys, VideoGrant};
 use flotilla_signal::{connect, room_service, token, wire};
 
+#[path = "targets/draw.rs"]
+mod draw;
+#[path = "targets/engine.rs"]
+mod engine_play;
+#[path = "targets/relay.rs"]
+mod relay;
+#[path = "targets/requests.rs"]
+mod requests;
+#[path = "targets/session.rs"]
+mod session;
+#[path = "targets/store.rs"]
+mod store;
+
 /// A target: name and function.
 pub(crate) type Target = (&'static str, fn(&[u8]));
 
@@ -42,6 +55,12 @@ pub(crate) const TARGETS: &[Target] = &[
     ("rtp", rtp_packet),
     ("rtcp", rtcp_compound),
     ("payload", payload),
+    ("session", session::run),
+    ("engine", engine_play::run),
+    ("relay_message", relay::plain),
+    ("relay_packet", relay::sealed),
+    ("store", store::run),
+    ("raft_wire", flotilla_raft::check_wire),
 ];
 
 /// The target of this name.

@@ -213,3 +213,16 @@ fn percentiles_are_by_nearest_rank() {
     assert_eq!(spread, Some(expected));
     assert_eq!(Spread::of([]), None);
 }
+
+#[test]
+fn a_stream_that_waits_for_a_cut_link_to_heal_is_held_up() {
+    let touched = Touched::Link(1, 2);
+    let mut clients = pair();
+    silence(&mut clients[1], Media::Audio, "a", 4000.0, 4400.0);
+    let judged = judge(&window(touched), &clients);
+    assert_eq!(judged.counts.streams_held_up, 0, "it went round");
+    silence(&mut clients[1], Media::Audio, "a", 4000.0, 8100.0);
+    let judged = judge(&window(touched), &clients);
+    assert_eq!(judged.counts.streams_held_up, 1);
+    assert_eq!(judged.counts.violated(), ["1 streams held up"]);
+}

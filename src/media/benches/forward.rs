@@ -86,6 +86,7 @@ impl Bench {
             node: NodeId(1),
             boot: BootId(1),
             shard: 0,
+            counters_from: 0,
             relay_secret: [1; 32],
             seed: [2; 32],
         };

@@ -68,6 +68,7 @@ impl Engine {
             } => {
                 self.router.set_link(now, node, boot, address);
             }
+            Command::SetDetour { node, via } => self.router.set_detour(now, node, via),
             Command::RemoveLink { node } => self.router.remove_link(now, node),
             Command::RelayTo { track, node } => self.router.relay_to(now, &track, node),
             Command::StopRelayTo { track, node } => self.router.stop_relay_to(now, &track, node),

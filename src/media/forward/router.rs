@@ -2,7 +2,7 @@
 //! out. Owns peers, tracks and links of one shard; everything per packet is in [`media`], RTCP in
 //! [`feedback`], other nodes in [`relays`], whatever time brings in [`timer`].
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Instant;
 
@@ -22,12 +22,13 @@ use crate::forward::subscription::{Start, Subscription};
 use crate::forward::track::{Outbound, REORDER_CLIENT, Track};
 use crate::index::IdMap;
 use crate::receive::demux::Section;
-use crate::relay::keys::End;
 use crate::relay::link::{Link, Local};
+use crate::relay::transit::{Course, Passage};
 use crate::rtp::twcc::Arrivals;
 use crate::stats::{Stats, TrackSource};
 
 mod describe;
+mod detours;
 mod feedback;
 mod media;
 mod relays;
@@ -51,7 +52,10 @@ pub struct RouterConfig {
     pub shard: u16,
     /// Secret shared by the cluster's nodes, from which relay keys are derived.
     pub relay_secret: [u8; 32],
-    /// Seed for SSRCs, sequence numbers and counters.
+    /// Where the counters of sealed packets begin. An earlier router of the same start of this node and
+    /// shard must have stayed below it, or other nodes take what comes for repeated.
+    pub counters_from: u64,
+    /// Seed for SSRCs and sequence numbers.
     pub seed: [u8; 32],
 }
 
@@ -79,6 +83,9 @@ pub struct Router {
     links: IdMap<NodeId, Link>,
     /// Nodes by the tag of the key that their packets are sealed with.
     tags: IdMap<u32, NodeId>,
+    /// Detours by which this node is asked to send packets on. No more than pairs of links.
+    passages: BTreeMap<Course, Passage>,
+    packets_passed_on: u64,
     timers: Timers,
     /// Tracks with packets that subscribers are still to get, oldest first.
     waiting: VecDeque<usize>,
@@ -101,6 +108,8 @@ impl Router {
             by_hash: IdMap::default(),
             links: IdMap::default(),
             tags: IdMap::default(),
+            passages: BTreeMap::new(),
+            packets_passed_on: 0,
             timers: Timers::new(now),
             waiting: VecDeque::with_capacity(64),
             events: VecDeque::with_capacity(64),
@@ -369,18 +378,16 @@ impl Router {
         {
             link.address = address;
             link.is_removed = false;
+            self.renew_detours(now, node);
             self.timers.hurry();
             return;
         }
         if node == self.config.node || self.links.len() >= LINKS_MAX {
             return;
         }
-        let counter = self.rng.random();
+        let counter = self.counter_from(now);
         let local = Local {
-            end: End {
-                node: self.config.node,
-                boot: self.config.boot,
-            },
+            end: self.local_end(),
             shard: self.config.shard,
             secret: &self.config.relay_secret,
         };
@@ -390,6 +397,7 @@ impl Router {
             self.tags.remove(&before.tag());
         }
         self.tags.insert(tag, node);
+        self.renew_detours(now, node);
         self.restart_relays(now, node);
         self.timers.hurry();
     }

@@ -12,6 +12,7 @@ use crate::discard::Discard;
 use crate::forward::Wire;
 use crate::relay::keys::{DirectionKey, End, HEAD_LEN, ReplayWindow, TAG_LEN};
 use crate::relay::message;
+use crate::relay::transit::Detour;
 
 /// Time between pings.
 pub const PING_INTERVAL: Duration = Duration::from_secs(1);
@@ -39,6 +40,8 @@ pub struct Link {
     pub address: SocketAddr,
     /// The node is gone; keys and counters stay, so that it may come back without repeating one.
     pub is_removed: bool,
+    /// The way to it while the direct one is cut.
+    pub detour: Option<Detour>,
     /// Packets sent.
     pub packets_sent: u64,
     /// Authentic packets received.
@@ -55,7 +58,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// A link whose counter starts at `counter`, drawn at random.
+    /// A link whose counter starts at `counter`, which no earlier one between these starts has reached.
     #[must_use]
     pub fn new(
         now: Instant,
@@ -70,12 +73,12 @@ impl Link {
             remote,
             address,
             is_removed: false,
+            detour: None,
             packets_sent: 0,
             packets_received: 0,
             sealing: DirectionKey::derive(local.secret, local.shard, local.end, remote),
             opening: DirectionKey::derive(local.secret, local.shard, remote, local.end),
-            // Half the range is more packets than can ever be sent.
-            counter: counter >> 1,
+            counter,
             replay: ReplayWindow::default(),
             first_received: None,
             heard: None,
@@ -128,7 +131,7 @@ impl Link {
         let counter = self.counter;
         let key = &self.sealing;
         let mut is_sent = false;
-        wire.send_relay(self.address, |buffer| {
+        let seal = |buffer: &mut [u8]| {
             let end = buffer.len().saturating_sub(TAG_LEN);
             let len = match buffer.get_mut(HEAD_LEN..end) {
                 Some(room) => write(room),
@@ -139,7 +142,11 @@ impl Link {
             }
             is_sent = true;
             key.seal(buffer, len, counter)
-        });
+        };
+        match &mut self.detour {
+            None => wire.send_relay(self.address, seal),
+            Some(detour) => wire.send_relay(detour.address, |buffer| detour.wrap(buffer, seal)),
+        }
         if is_sent {
             self.counter += 1;
             self.packets_sent += 1;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{ConfigArgs, print, runtime, setting};
+use super::{ConfigArgs, print, setting};
 use crate::run::Founding;
 use crate::telemetry;
 
@@ -61,7 +61,7 @@ pub(super) fn run(args: DevArgs) -> anyhow::Result<()> {
         key.key,
         port = config.port,
     ));
-    runtime()?.block_on(crate::run::run(config, Founding::IfNew))
+    super::serve(config, Founding::IfNew)
 }
 
 /// A folder that goes away with the process.

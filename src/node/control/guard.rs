@@ -140,7 +140,11 @@ impl Guard {
                 Contact::Since(since) => Some(since),
                 Contact::None => None,
             },
-            Some(leader) if !is_dead(leader) => contacts.get(&leader).copied(),
+            Some(leader) if !is_dead(leader) => {
+                // By way of another node is enough: the leader counts it as well.
+                let echoed = signs.get(&leader).and_then(|sign| sign.echoed);
+                contacts.get(&leader).copied().max(echoed)
+            }
             // Nobody leads and nobody decides.
             _ => Some(now),
         };
@@ -169,3 +173,6 @@ impl Guard {
             && now.saturating_duration_since(since) >= self.own_patience()
     }
 }
+
+#[cfg(test)]
+mod tests;

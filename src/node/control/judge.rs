@@ -128,7 +128,13 @@ impl Judge {
         if sign.is_gone(view.now) {
             return Impression::Gone;
         }
-        let silence = view.signs.silence(sign, view.now);
+        let mut silence = view.signs.silence(sign, view.now);
+        // One bad link condemns nobody as long as there is a way round it.
+        let patience = self.config.patience;
+        let is_near = |at: Instant| view.now.saturating_duration_since(at) < patience;
+        if silence >= patience && sign.reached.is_some_and(is_near) {
+            silence = patience.saturating_sub(Duration::from_millis(1));
+        }
         if silence < self.bound(view) / 2 {
             Impression::Lives
         } else {
@@ -289,3 +295,6 @@ fn gone(voters: &BTreeSet<NodeId>, view: &View<'_>) -> BTreeSet<NodeId> {
     };
     voters.iter().filter(is_gone).copied().collect()
 }
+
+#[cfg(test)]
+mod tests;

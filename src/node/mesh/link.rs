@@ -17,7 +17,7 @@ use tracing::{debug, info};
 
 use super::proto::mesh_client::MeshClient;
 use super::proto::{Frame, Heartbeat, Hello, LinkReply, LinkRequest, link_reply, link_request};
-use super::{Body, Health, Own, lock};
+use super::{Body, Health, Own, Signs, lock};
 use crate::telemetry::Metrics;
 
 /// Frames kept until acknowledged. When it is reached, nothing more is taken from the queue.
@@ -35,14 +35,20 @@ const WELCOME_MAX: Duration = Duration::from_secs(2);
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(1);
 
+/// Where a link's task notes what it finds.
+pub(super) struct Notes {
+    pub(super) health: Arc<Mutex<BTreeMap<NodeId, Health>>>,
+    pub(super) signs: Signs,
+    pub(super) metrics: Arc<Metrics>,
+}
+
 pub(super) struct LinkTask {
     own: Own,
     node: NodeId,
     address: String,
     channels: Channels,
     queue: mpsc::Receiver<(Body, bool)>,
-    health: Arc<Mutex<BTreeMap<NodeId, Health>>>,
-    metrics: Arc<Metrics>,
+    notes: Notes,
     kept: Kept,
     boot: Option<BootId>,
 }
@@ -105,8 +111,7 @@ impl LinkTask {
         address: String,
         channels: Channels,
         queue: mpsc::Receiver<(Body, bool)>,
-        health: Arc<Mutex<BTreeMap<NodeId, Health>>>,
-        metrics: Arc<Metrics>,
+        notes: Notes,
     ) -> Self {
         Self {
             own,
@@ -114,8 +119,7 @@ impl LinkTask {
             address,
             channels,
             queue,
-            health,
-            metrics,
+            notes,
             kept: Kept::default(),
             boot: None,
         }
@@ -237,7 +241,7 @@ impl LinkTask {
                     Some((body, false)) => {
                         let frame = Frame { sequence: 0, body: Some(body) };
                         if requests.try_send(request(frame)).is_err() {
-                            self.metrics.mesh_dropped.inc();
+                            self.notes.metrics.mesh_dropped.inc();
                         }
                     }
                     None => return "no longer wanted",
@@ -264,9 +268,11 @@ impl LinkTask {
                 self.note(|health| health.heard = Some(Instant::now()));
             }
             Some(link_reply::Message::Heartbeat(beat)) => {
-                let took = started
-                    .elapsed()
-                    .saturating_sub(Duration::from_micros(beat.token));
+                let sent = started + Duration::from_micros(beat.token);
+                let took = sent.elapsed();
+                if let Some(boot) = self.boot {
+                    self.notes.signs.echoed(self.node, boot, sent);
+                }
                 self.note(|health| {
                     health.heard = Some(Instant::now());
                     health.round_trip = Some(took);
@@ -277,7 +283,7 @@ impl LinkTask {
     }
 
     fn note(&self, change: impl FnOnce(&mut Health)) {
-        if let Some(health) = lock(&self.health).get_mut(&self.node) {
+        if let Some(health) = lock(&self.notes.health).get_mut(&self.node) {
             change(health);
         }
     }

@@ -74,6 +74,16 @@ impl Signs {
         lock(&self.book).heard(node, boot, Instant::now());
     }
 
+    /// A link's heartbeat of a node arrived, maybe by way of another one.
+    pub(super) fn reached(&self, node: NodeId, boot: BootId) {
+        lock(&self.book).reached(node, boot, None, Instant::now());
+    }
+
+    /// A node answered a link's heartbeat that was sent at `sent`, maybe by way of another one.
+    pub(super) fn echoed(&self, node: NodeId, boot: BootId, sent: Instant) {
+        lock(&self.book).reached(node, boot, Some(sent), Instant::now());
+    }
+
     pub(super) fn insert(&self, node: NodeId) {
         lock(&self.book).insert(node, Instant::now());
     }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use flotilla_model::id::{BootId, NodeId};
-use tokio::sync::{Mutex as AsyncMutex, mpsc};
+use tokio::sync::{Mutex as AsyncMutex, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
@@ -17,9 +17,9 @@ use super::proto::mesh_server::Mesh;
 use super::proto::{
     Acknowledgement, ClaimReply, ClaimRequest, CrashReply, CrashRequest, EnrollReply,
     EnrollRequest, Frame, HeartbeatReply, Hello, InquireReply, InquireRequest, LinkReply,
-    LinkRequest, PulseReply, PulseRequest, Welcome, link_reply, link_request,
+    LinkRequest, PulseReply, PulseRequest, TunnelPart, Welcome, link_reply, link_request,
 };
-use super::{Ailing, Inbound, Own, Signs, lock};
+use super::{Ailing, Inbound, Own, lock, tunnel};
 use crate::telemetry::Metrics;
 
 /// Answers handed to a stream ahead of its flow control.
@@ -32,6 +32,8 @@ const ACKNOWLEDGE_AFTER: Duration = Duration::from_millis(50);
 const PULSES_MAX: usize = 4;
 /// Longest that a caller may have its question wait for clarity.
 const INQUIRY_MAX: Duration = Duration::from_secs(5);
+/// Connections of other nodes that are carried at a time: three for each pair that is cut.
+const TUNNELS_MAX: usize = 1024;
 /// Nodes remembered.
 const NODES_MAX: usize = 4096;
 
@@ -45,8 +47,8 @@ pub struct ServiceConfig {
     pub doorkeeper: Doorkeeper,
     /// Lets go of sessions.
     pub claims: Arc<dyn Claims>,
-    /// Where other nodes' pings are noted.
-    pub signs: Signs,
+    /// The sending side: where other nodes are, and where their pings are noted.
+    pub mesh: super::Mesh,
     /// What this node says is wrong with itself.
     pub ailing: Ailing,
     /// Whether `Crash` is allowed.
@@ -72,6 +74,8 @@ struct Shared {
     config: ServiceConfig,
     /// One entry per sending node, shared by its successive streams.
     senders: Mutex<BTreeMap<NodeId, Arc<AsyncMutex<Sender>>>>,
+    /// How many more connections of other nodes may be carried.
+    tunnels: Arc<Semaphore>,
 }
 
 /// How far a sending node has got. Held locked from the check of a frame's sequence until the frame
@@ -92,6 +96,7 @@ impl MeshService {
             shared: Arc::new(Shared {
                 config,
                 senders: Mutex::default(),
+                tunnels: Arc::new(Semaphore::new(TUNNELS_MAX)),
             }),
         }
     }
@@ -175,6 +180,8 @@ impl Shared {
                     }
                 }
                 Some(link_request::Message::Heartbeat(beat)) => {
+                    let signs = self.config.mesh.signs();
+                    signs.reached(node, BootId(hello.boot));
                     let beat = HeartbeatReply { token: beat.token };
                     reply(&replies, link_reply::Message::Heartbeat(beat)).await?;
                 }
@@ -290,6 +297,8 @@ impl Mesh for MeshService {
         Ok(Response::new(claims.claim(request.into_inner()).await))
     }
 
+    type TunnelStream =
+        Pin<Box<dyn tokio_stream::Stream<Item = Result<TunnelPart, Status>> + Send>>;
     type PulseStream =
         Pin<Box<dyn tokio_stream::Stream<Item = Result<PulseReply, Status>> + Send + 'static>>;
 
@@ -307,7 +316,10 @@ impl Mesh for MeshService {
                 if ping.cluster_id != config.own.cluster_id {
                     return;
                 }
-                config.signs.heard(NodeId(ping.node), BootId(ping.boot));
+                config
+                    .mesh
+                    .signs()
+                    .heard(NodeId(ping.node), BootId(ping.boot));
                 let reply = PulseReply {
                     token: ping.token,
                     node: config.own.node.0,
@@ -328,7 +340,7 @@ impl Mesh for MeshService {
     ) -> Result<Response<InquireReply>, Status> {
         let request = request.into_inner();
         let millis = |count: u32| Duration::from_millis(count.into());
-        let finding = self.shared.config.signs.find(
+        let finding = self.shared.config.mesh.signs().find(
             NodeId(request.node),
             BootId(request.boot),
             millis(request.bound_ms),
@@ -337,6 +349,23 @@ impl Mesh for MeshService {
         Ok(Response::new(InquireReply {
             finding: finding.await.into(),
         }))
+    }
+
+    async fn tunnel(
+        &self,
+        request: Request<Streaming<TunnelPart>>,
+    ) -> Result<Response<Self::TunnelStream>, Status> {
+        let permit = self.shared.tunnels.clone().try_acquire_owned();
+        let permit = permit.map_err(|_| Status::resource_exhausted("too many tunnels"))?;
+        let mut parts = request.into_inner();
+        let first = parts.message().await?;
+        let first = first.ok_or_else(|| Status::invalid_argument("no part names the node"))?;
+        let node = NodeId(first.node);
+        let address = self.shared.config.mesh.address(node);
+        let address = address.ok_or_else(|| Status::not_found(format!("no node {node}")))?;
+        let (replies, outgoing) = mpsc::channel(REPLIES_MAX);
+        tunnel::carry(parts, &address, replies, permit).await?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
     }
 
     async fn crash(&self, _: Request<CrashRequest>) -> Result<Response<CrashReply>, Status> {

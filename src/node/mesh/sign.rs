@@ -28,6 +28,11 @@ pub struct Sign {
     /// When the newest of our pings that it answered was sent: at that time or later it knew that
     /// this node lives.
     pub contact: Option<Instant>,
+    /// When anything of it arrived last over the mesh's links, which may lead by way of another node.
+    pub reached: Option<Instant>,
+    /// When the newest heartbeat of a link was sent that it answered: as `contact`, but maybe by way of
+    /// another node.
+    pub echoed: Option<Instant>,
     /// When its open stream broke; `None` while one is open.
     pub broke: Option<Instant>,
     /// How often in a row nobody listened at its port.
@@ -47,6 +52,8 @@ impl Sign {
             boot: None,
             heard: None,
             contact: None,
+            reached: None,
+            echoed: None,
             broke: None,
             refusals: 0,
             refused_at: None,
@@ -145,6 +152,18 @@ impl SignBook {
             && sign.boot.is_none_or(|known| known == boot)
         {
             sign.heard = Some(now);
+        }
+    }
+
+    /// Something of it arrived over a link of the mesh, maybe by way of another node; `echo` is when the
+    /// heartbeat was sent that it answers, if it answers one.
+    pub fn reached(&mut self, node: NodeId, boot: BootId, echo: Option<Instant>, now: Instant) {
+        if let Some(sign) = self.signs.get_mut(&node)
+            && sign.boot.is_none_or(|known| known == boot)
+        {
+            sign.reached = Some(now);
+            // An echo from the future is nonsense.
+            sign.echoed = sign.echoed.max(echo.filter(|sent| *sent <= now));
         }
     }
 

@@ -8,8 +8,9 @@ use flotilla_raft::ChannelsConfig;
 use tokio::net::TcpListener;
 
 use super::enroll::{self, Doorkeeper, EnrollError};
+use super::proto::mesh_client::MeshClient;
 use super::proto::mesh_server::MeshServer;
-use super::proto::{Data, EnrollRequest};
+use super::proto::{Data, EnrollRequest, InquireRequest};
 use super::*;
 
 const SECRET: &str = "a secret for tests";
@@ -64,7 +65,6 @@ impl Side {
         let channels = channels(SECRET);
         let mesh = Mesh::new(own(node), channels.clone(), metrics());
         let own_mesh = mesh.clone();
-        let signs = mesh.signs().clone();
         let ailing = Ailing::default();
         let mut side = Self {
             service: MeshService::new(ServiceConfig {
@@ -83,7 +83,7 @@ impl Side {
                     mesh,
                 },
                 claims: Arc::new(Nothing),
-                signs,
+                mesh: own_mesh.clone(),
                 ailing: ailing.clone(),
                 may_crash: false,
                 metrics: metrics(),
@@ -179,6 +179,69 @@ async fn reliable_frames_arrive_in_order_and_once_across_breaks() {
     let health = sender.health()[&NodeId(2)];
     assert_eq!(health.boot, Some(BootId(200)));
     assert!(!sender.send(NodeId(3), data(0), true), "no such node");
+}
+
+#[tokio::test]
+async fn a_node_is_reached_by_way_of_another_one() {
+    let mut receiver = Side::new(2).await;
+    let carrier = Side::new(3).await;
+    let pool = channels(SECRET);
+    let sender = Mesh::new(own(1), pool.clone(), metrics());
+    // Where the sender looks for node 2 there is nobody; node 3 knows better.
+    let nowhere = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = nowhere.local_addr().expect("bound").to_string();
+    drop(nowhere);
+    let at = |second: &str| {
+        BTreeMap::from([
+            (NodeId(2), second.to_owned()),
+            (NodeId(3), carrier.address.clone()),
+        ])
+    };
+    sender.set_nodes(&at(&address));
+    carrier.mesh.set_nodes(&at(&receiver.address));
+    assert!(sender.send(NodeId(2), data(7), true));
+    sender.set_detour(NodeId(2), Some(NodeId(3)));
+    assert_eq!(receiver.next().await.sequence, 7);
+    let sign = || sender.signs().of(NodeId(2)).expect("known");
+    eventually("a heartbeat is answered", || sign().echoed.is_some()).await;
+    assert_eq!(sign().contact, None, "signs of life stay direct");
+    // Both ends count it.
+    let signs = receiver.mesh.signs();
+    receiver
+        .mesh
+        .set_nodes(&BTreeMap::from([(NodeId(1), address)]));
+    eventually("it is reached", || {
+        signs
+            .of(NodeId(1))
+            .is_some_and(|sign| sign.reached.is_some())
+    })
+    .await;
+
+    // Without the way round nothing arrives, and all of it once there is one again.
+    sender.set_detour(NodeId(2), None);
+    eventually("the link is down", || {
+        !sender.health()[&NodeId(2)].connected
+    })
+    .await;
+    assert!(sender.send(NodeId(2), data(8), true));
+    sender.set_detour(NodeId(2), Some(NodeId(3)));
+    assert_eq!(receiver.next().await.sequence, 8);
+}
+
+#[tokio::test]
+async fn only_nodes_of_the_cluster_are_carried_to() {
+    let carrier = Side::new(3).await;
+    let pool = channels(SECRET);
+    let sender = Mesh::new(own(1), pool.clone(), metrics());
+    let nodes = [(NodeId(2), "127.0.0.1:1"), (NodeId(3), &carrier.address)];
+    let nodes = nodes.map(|(node, address)| (node, address.to_owned()));
+    sender.set_nodes(&BTreeMap::from(nodes));
+    sender.set_detour(NodeId(2), Some(NodeId(3)));
+    let channel = pool.get("127.0.0.1:1", flotilla_raft::Lane::Consensus);
+    let mut client = MeshClient::new(channel.expect("an address"));
+    let refused = client.inquire(InquireRequest::default()).await;
+    let status = refused.expect_err("node 3 does not know node 2");
+    assert_eq!(status.code(), tonic::Code::Unavailable, "{status:?}");
 }
 
 #[tokio::test]

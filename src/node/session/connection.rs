@@ -140,7 +140,7 @@ impl Pump {
                 response = responses.recv() => match response {
                     Some(Outgoing::Response(response)) => {
                         if !self.write(&response).await {
-                            return "the client does not read";
+                            return self.last_words().await;
                         }
                     }
                     Some(Outgoing::Close) => {
@@ -159,11 +159,28 @@ impl Pump {
                     }
                     let ping = self.socket.send(Frame::Ping(Default::default()));
                     if !matches!(tokio::time::timeout(WRITE_MAX, ping).await, Ok(Ok(()))) {
-                        return "the client does not read";
+                        return self.last_words().await;
                     }
                 }
             }
         }
+    }
+
+    /// Takes what the client had sent before it stopped reading. One that leaves and closes its
+    /// socket with our messages unread resets the connection: the write fails while its farewell
+    /// still waits to be read, and without it the participant would stay until nobody resumes.
+    async fn last_words(&mut self) -> &'static str {
+        let reading = async {
+            while let Some(Ok(frame)) = self.socket.recv().await {
+                if let Some(end) = self.take(frame).await {
+                    return end;
+                }
+            }
+            "the client does not read"
+        };
+        tokio::time::timeout(FLUSH_MAX, reading)
+            .await
+            .unwrap_or("the client does not read")
     }
 
     /// Takes a frame; returns why the connection ends, if it does.
@@ -253,3 +270,6 @@ async fn close(socket: &mut WebSocket, code: u16, reason: &str) {
         .await;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -59,7 +59,10 @@ pub enum Message {
     /// sender hears of it.
     LetGo(Epoch, oneshot::Sender<()>),
     /// The media engine lost its state.
-    EngineLost,
+    EngineLost {
+        /// What was received from this session's client was the cause.
+        is_cause: bool,
+    },
     /// Events were lost: the state as it is now.
     Snapshot(Arc<State>),
     /// The node is being emptied.

@@ -143,6 +143,8 @@ impl Live {
                 return self.handle_failed(core, now);
             }
             Event::Lost => return leave::expel(core, LeaveReason::MediaFailure),
+            // The client resumes, here or elsewhere, as if another node had died.
+            Event::Restarted => return leave::hand_over(core),
             Event::TrackDescribed { track, codecs } => {
                 self.handle_track_described(core, &track, codecs);
             }

@@ -20,6 +20,7 @@ use crate::relay::keys;
 use crate::relay::message::{
     self, IN_HASTE, Media, Message, Sequences, Status, TrackRef, Want, write_media, write_pong,
 };
+use crate::relay::transit;
 use crate::rtp::sequence::extend_32;
 use crate::stats::TrackSource;
 
@@ -30,6 +31,9 @@ impl Router {
         bytes: &mut [u8],
         wire: &mut W,
     ) -> Result<(), Discard> {
+        if transit::is_transit(bytes) {
+            return self.pass_on(bytes, wire);
+        }
         let (tag, _) = keys::head(bytes)?;
         let node = *self.tags.get(&tag).ok_or(Discard::UnknownLink)?;
         let link = self.links.get_mut(&node).ok_or(Discard::UnknownLink)?;

@@ -14,6 +14,7 @@ impl Router {
     pub(super) fn snapshot(&self, now: Instant) -> Stats {
         let mut stats = Stats {
             discards: self.discards.clone(),
+            packets_passed_on: self.packets_passed_on,
             ..Stats::default()
         };
         for (_, track) in &self.tracks {

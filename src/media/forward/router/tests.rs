@@ -3,6 +3,7 @@
 
 mod agents;
 mod bad_input;
+mod detours;
 mod fan_out;
 mod publish;
 mod relay;

@@ -26,6 +26,7 @@ enum MediaStep {
     Connected,
     Failed,
     Lost,
+    Restarted,
     Described(u8),
     Ended(u8),
     Open,
@@ -138,6 +139,7 @@ fn step() -> impl Strategy<Value = Step> {
         Just(MediaStep::Connected),
         Just(MediaStep::Failed),
         Just(MediaStep::Lost),
+        Just(MediaStep::Restarted),
         any::<u8>().prop_map(MediaStep::Described),
         any::<u8>().prop_map(MediaStep::Ended),
         Just(MediaStep::Open),
@@ -213,6 +215,7 @@ fn take(world: &mut World, seats: &mut [usize; 3], step: Step) {
                     reason: "test",
                 },
                 MediaStep::Lost => media::Event::Lost,
+                MediaStep::Restarted => media::Event::Restarted,
                 MediaStep::Described(number) => media::Event::TrackDescribed {
                     track: track(world, number),
                     codecs: described("cam", true),

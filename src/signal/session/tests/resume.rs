@@ -271,6 +271,35 @@ fn a_reply_that_got_lost_is_repeated() {
 }
 
 #[test]
+fn a_session_whose_engine_has_started_anew_is_resumed_and_nobody_leaves() {
+    let mut world = World::new();
+    let (alice, bob) = (world.enter("alice"), world.enter("bob"));
+    let before = world.room().participants[&"alice".into()].clone();
+    world.seats[bob].take();
+    world.media(alice, media::Event::Restarted);
+    let told = leave(&world, alice).expect("asked to resume");
+    assert_eq!(told.action, Action::Resume as i32);
+    assert!(matches!(
+        world.seats[alice].closed.last(),
+        Some(Close::Session { .. })
+    ));
+    // The same node takes the session over from itself.
+    let again = world.adopt("alice", parameters(true));
+    let replies = world.seats[again].take();
+    assert!(matches!(replies.first(), Some(Message::Reconnect(_))));
+    let after = &world.room().participants[&"alice".into()];
+    assert_eq!(after.sid, before.sid);
+    assert!(after.epoch > before.epoch);
+    let seen = world.seats[bob].take();
+    assert!(
+        !seen
+            .iter()
+            .any(|message| matches!(message, Message::Update(_))),
+        "{seen:?}"
+    );
+}
+
+#[test]
 fn without_its_peers_a_session_starts_over() {
     let mut world = World::new();
     let alice = world.enter("alice");

@@ -328,3 +328,23 @@ fn an_unknown_track_is_refused_without_memory() {
         .relay_from(now, &other, node_id(0), Epoch(3));
     assert_eq!(world.nodes[1].router.stats(now).tracks.len(), 1);
 }
+
+/// After a panic a node has a new router under the same start: the keys are the same.
+#[test]
+fn a_replaced_router_is_heard_by_other_nodes() {
+    for seed in 0..8 {
+        let mut world = World::new(2, 80 + seed);
+        let publisher = Publisher::video(1, "TR_v", true);
+        let info = publisher.info.clone();
+        world.publish(0, publisher);
+        world.subscribe(1, Subscriber::new(2, "TR_v", Kind::Video, true));
+        world.route(&info, 0, 1, 1);
+        world.run_ms(2_000);
+        world.reboot(0, 100);
+        world.run_ms(5_000);
+        let stats = world.nodes[1].router.stats(world.now);
+        assert!(stats.links[0].is_up, "seed {seed}");
+        let replayed = stats.discards.get(Discard::Replayed);
+        assert_eq!(replayed, 0, "seed {seed}");
+    }
+}

@@ -1,6 +1,6 @@
 //! A few nodes and clients, a network between them, and time in steps of a millisecond.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -96,6 +96,8 @@ pub(super) struct World {
     pub(super) node_network: Network,
     /// Relay datagrams and bytes sent between nodes.
     pub(super) relayed: (u64, u64),
+    /// Pairs of nodes, lower one first, between which nothing passes.
+    pub(super) cut: BTreeSet<(usize, usize)>,
     /// Relay datagrams on their way, recorded if wanted.
     pub(super) tap: Option<Vec<Vec<u8>>>,
 }
@@ -109,6 +111,8 @@ pub(super) fn node_id(node: usize) -> NodeId {
 }
 
 pub(super) fn router(now: Instant, node: usize, boot: u64) -> Router {
+    let elapsed = now.saturating_duration_since(crate::test_epoch());
+    let elapsed = 1 << 40 | elapsed.as_nanos() as u64;
     let mut seed = [0; 32];
     seed[0] = node as u8;
     seed[1] = boot as u8;
@@ -119,6 +123,7 @@ pub(super) fn router(now: Instant, node: usize, boot: u64) -> Router {
             boot: BootId(boot),
             shard: 0,
             relay_secret: [9; 32],
+            counters_from: elapsed,
             seed,
         },
     )
@@ -139,6 +144,7 @@ impl World {
             client_network: PERFECT,
             node_network: PERFECT,
             relayed: (0, 0),
+            cut: BTreeSet::new(),
             tap: None,
         };
         for node in 0..nodes {
@@ -368,6 +374,9 @@ impl World {
                         .find(|node| address(*node) == to)
                         .expect("a known node");
                     let from = address(index);
+                    if self.cut.contains(&(index.min(node), index.max(node))) {
+                        continue;
+                    }
                     self.send(To::Relay { node, from }, bytes, self.node_network);
                 }
             }

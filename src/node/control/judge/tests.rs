@@ -1,0 +1,73 @@
+//! Verdicts on a node that the leader does not hear itself.
+
+use super::super::testing::World;
+use super::*;
+use crate::mesh::{Ailment, Finding};
+
+const BOUND: Duration = Duration::from_millis(500);
+const PATIENCE: Duration = Duration::from_secs(10);
+const SUSPECT: NodeId = NodeId(2);
+const WITNESS: NodeId = NodeId(3);
+
+/// What the leader decides about node 2, heard `silent` ago on the direct way, `reached` ago by way of node 3,
+/// which hears it.
+fn decide(silent: Duration, reached: Option<Duration>) -> Vec<Step> {
+    let start = Instant::now();
+    let now = start + silent;
+    let mut signs = SignBook::default();
+    for node in [SUSPECT, WITNESS] {
+        signs.insert(node, start);
+        signs.answered(node, BootId(1), start, Ailment::None, start);
+    }
+    signs.heard(WITNESS, BootId(1), now);
+    if let Some(reached) = reached {
+        signs.reached(SUSPECT, BootId(1), None, now - reached);
+    }
+    let world = World::new();
+    let view = View {
+        now,
+        leader: Some(NodeId(1)),
+        voters: &BTreeSet::from([NodeId(1), SUSPECT, WITNESS]),
+        state: &world.state,
+        signs: &signs,
+    };
+    let config = FailureConfig {
+        bound: BOUND,
+        patience: PATIENCE,
+    };
+    let mut judge = Judge::new(NodeId(1), config);
+    let steps = judge.look(&view);
+    let [Step::Ask { case, boot, .. }] = &steps[..] else {
+        panic!("its silence is asked about: {steps:?}");
+    };
+    let mut case = case.clone();
+    case.findings.insert(WITNESS, Finding::Heard);
+    judge.judge(&view, case, *boot)
+}
+
+#[test]
+fn whoever_is_reached_by_way_of_another_is_not_condemned() {
+    let second = Duration::from_secs(1);
+    let steps = decide(PATIENCE * 3, Some(second));
+    assert!(matches!(steps[..], [Step::Pause(SUSPECT)]), "{steps:?}");
+}
+
+#[test]
+fn whoever_is_out_of_the_leaders_reach_for_long_is() {
+    for reached in [None, Some(PATIENCE)] {
+        let steps = decide(PATIENCE * 3, reached);
+        assert!(
+            matches!(
+                steps[..],
+                [Step::Condemn {
+                    suspect: SUSPECT,
+                    cause: LossCause::Unreachable,
+                    ..
+                }]
+            ),
+            "{steps:?}"
+        );
+    }
+    let steps = decide(BOUND * 2, None);
+    assert!(matches!(steps[..], [Step::Pause(SUSPECT)]), "{steps:?}");
+}

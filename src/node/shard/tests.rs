@@ -1,0 +1,48 @@
+//! A shard's thread on a real socket.
+
+use flotilla_media::peer::dtls::Certificate;
+use flotilla_model::id::BootId;
+
+use super::*;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn start() -> (Shards, mpsc::Receiver<ShardEvent>, Arc<Metrics>) {
+    let metrics = Metrics::new(NodeId(1)).expect("metrics");
+    let certificate = Arc::new(Certificate::generate().expect("a certificate"));
+    let config = EngineConfig::new(NodeId(1), BootId(1), [7; 32], certificate, vec![], [0; 32]);
+    let socket = Socket::bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a socket");
+    let lease = Lease::new(Instant::now());
+    let (shards, events) =
+        Shards::start(vec![socket], &config, &lease, &metrics).expect("threads start");
+    (shards, events, metrics)
+}
+
+#[tokio::test]
+async fn after_a_panic_every_session_hears_of_it_and_a_new_engine_answers() {
+    let (shards, mut events, metrics) = start();
+    let shard = &shards.handles()[0];
+    let mut outlets = Vec::new();
+    for key in [1, 2] {
+        let (inbox, outlet) = Inbox::new();
+        shard.send(Order::Attach(SessionKey(key), inbox)).await;
+        outlets.push(outlet);
+    }
+    shard.send(Order::Panic).await;
+    for outlet in &mut outlets {
+        let heard = tokio::time::timeout(PATIENCE, outlet.receive()).await;
+        let heard = heard.expect("in time");
+        assert!(
+            matches!(heard, Some(Message::EngineLost { is_cause: false })),
+            "{heard:?}"
+        );
+    }
+    let event = tokio::time::timeout(PATIENCE, events.recv()).await;
+    assert!(matches!(
+        event,
+        Ok(Some(ShardEvent::Restarted { shard: 0 }))
+    ));
+    assert!(shard.inspect().await.is_some(), "a new engine answers");
+    assert_eq!(metrics.shard_panics.get(), 1);
+    shards.stop().await;
+}
