@@ -1,6 +1,11 @@
 //! Sids are stable: a client that resumes gets its own session back, and is told to join anew only if it
 //! was away for long, or there was nobody to decide.
 
+use std::collections::BTreeSet;
+
+use flotilla_model::event::{Event, RoomEvent};
+use flotilla_model::id::ParticipantSid;
+
 use super::Invariant;
 use crate::time::secs;
 use crate::witness::{Fact, Scene};
@@ -10,9 +15,9 @@ const DECIDED: u64 = secs(25);
 /// A client that was away for less must get its session back.
 const AWAY: u64 = secs(15);
 
-/// Looks at joins and resumes.
+/// Who left: whether rightly is for [`super::presence`] to say.
 #[derive(Default)]
-pub struct Stable;
+pub struct Stable(BTreeSet<ParticipantSid>);
 
 impl Invariant for Stable {
     fn name(&self) -> &'static str {
@@ -21,6 +26,18 @@ impl Invariant for Stable {
 
     fn see(&mut self, scene: &Scene, fact: &Fact<'_>) -> Result<(), String> {
         match fact {
+            Fact::Applied { advance, .. } => {
+                for event in advance.changes.iter().flat_map(|change| &change.events) {
+                    if let Event::Room {
+                        change: RoomEvent::ParticipantLeft { participant, .. },
+                        ..
+                    } = event
+                    {
+                        self.0.insert(participant.sid.clone());
+                    }
+                }
+                Ok(())
+            }
             Fact::Joined {
                 client,
                 sid,
@@ -32,7 +49,7 @@ impl Invariant for Stable {
                 unwell_since,
             } => {
                 let away = unwell_since.map_or(0, |since| scene.now - since);
-                if scene.had_quorum_for(DECIDED) && away < AWAY {
+                if scene.had_quorum_for(DECIDED) && away < AWAY && !self.0.contains(*sid) {
                     return Err(format!(
                         "client {client} ({sid}) is told to join anew after {} ms",
                         away / 1000
