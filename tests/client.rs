@@ -69,6 +69,8 @@ pub struct Options {
     pub feedback: bool,
     /// Opens the publisher connection and its data channels.
     pub publishes: bool,
+    /// Keeps its connections when the signal connection breaks, and does not ask for another.
+    pub stays: bool,
     /// Counts media where it arrives and decrypts only samples of it: for load.
     pub tap: Option<Arc<Tap>>,
     /// How long to wait for the join and for the transport.
@@ -86,6 +88,7 @@ impl Options {
             bind: "127.0.0.1:0".to_owned(),
             feedback: true,
             publishes: true,
+            stays: false,
             tap: None,
             timeout: Duration::from_secs(15),
         }
@@ -134,6 +137,7 @@ impl Client {
         let channels = peers.channels.clone();
         let driver = tokio::spawn(drive(Driver {
             offers: options.publishes,
+            stays: options.stays,
             socket,
             peers,
             responses: responses.clone(),
@@ -261,6 +265,7 @@ struct Driver {
     waiting: HashMap<String, Publish>,
     ping: tokio::time::Interval,
     offers: bool,
+    stays: bool,
 }
 
 /// Owns the negotiation: server messages, requests and publications, one at a time.
@@ -302,6 +307,10 @@ async fn drive(mut driver: Driver) -> Result<()> {
             }
         }
     };
+    if driver.stays {
+        // Until the client is dropped.
+        std::future::pending::<()>().await;
+    }
     driver.socket.close().await;
     driver.peers.close().await;
     outcome
