@@ -7,7 +7,7 @@ VENV := tests/interop/.venv
 PAGE := src/node/page/dist/index.html
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test unit interop verify fix bench powercut failover failover-smoke rolling-upgrade power-loss page setup build
+.PHONY: help demo test unit interop verify fix bench powercut failover failover-smoke rolling-upgrade power-loss chaos chaos-smoke chaos-broken sim sim-bugs page setup build
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 17
@@ -21,6 +21,7 @@ test: setup build ## installs what is needed, then runs every test
 	$(MAKE) powercut CUTS=20
 	$(MAKE) interop
 	$(MAKE) failover-smoke
+	$(MAKE) chaos-smoke
 
 unit: build ## Rust tests alone
 	cargo test --workspace
@@ -28,6 +29,13 @@ unit: build ## Rust tests alone
 interop: setup build ## LiveKit's own SDKs and Chromium against real clusters
 	mkdir -p artifacts
 	$(VENV)/bin/python -m pytest -ra -p no:cacheprovider tests/interop/python
+
+sim: ## simulated clusters: SEEDS=2000 of them from FROM=0 on, or HOURS=300 of simulated time
+	cargo run --release --package sim --bin sim -- --from $(or $(FROM),0) --seeds $(or $(SEEDS),2000) \
+		$(if $(HOURS),--hours $(HOURS)) $(if $(PLAN),--plan $(PLAN)) $(SIM_ARGS)
+
+sim-bugs: ## the simulator's planted bugs: which invariant catches each, and how soon
+	cargo run --release --package sim --bin sim -- --bugs tests/sim/bugs
 
 powercut: build ## cuts the power under a writing store (CUTS=200 by default), root needed
 	$(TARGET)/debug/powercut --cuts $(or $(CUTS),200)
@@ -46,6 +54,18 @@ rolling-upgrade: setup build ## a cluster goes from the version before (OLD=comm
 
 power-loss: setup build ## all nodes lose their power at once (ROUNDS=3) under people and writers, root needed
 	$(TARGET)/debug/chaos power-loss --rounds $(or $(ROUNDS),3) $(POWER_ARGS)
+
+chaos: setup build ## every kind of fault alone and overlapping, on three and five nodes; an hour, root needed
+	$(TARGET)/debug/chaos matrix $(CHAOS_ARGS)
+
+chaos-smoke: setup build ## kills, pauses and partitions under everything that clients do; two minutes, root needed
+	$(TARGET)/debug/chaos smoke $(CHAOS_ARGS)
+
+chaos-broken: setup build ## three deliberately broken programs, each of which must be found out, root needed
+	cargo build --workspace --bin flotilla --features flotilla-node/planted-bugs
+	cp $(TARGET)/debug/flotilla $(TARGET)/debug/flotilla-broken
+	cargo build --workspace --bin flotilla
+	FLOTILLA_BIN=$(abspath $(TARGET))/debug/flotilla-broken $(TARGET)/debug/chaos broken $(CHAOS_ARGS)
 
 verify: page ## reads only: format, lints, layers, documentation
 	cargo fmt --all --check

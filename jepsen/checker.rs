@@ -62,8 +62,10 @@ mod tests {
             time,
             process: "p".to_owned(),
             kind,
-            f: "join",
+            f: "join".into(),
+            key: String::new(),
             value: value.to_owned(),
+            version: None,
             node: 1,
             error: None,
         }

@@ -112,6 +112,25 @@ impl Lab {
         Ok(lab)
     }
 
+    /// Makes the namespaces of so many nodes and of the judge, with nothing between them: an emulator
+    /// will be.
+    ///
+    /// # Errors
+    /// The command that failed; without root it is the first.
+    pub(crate) fn bare(nodes: u64) -> Result<Self> {
+        let names = Names(std::process::id());
+        let mut lab = Self {
+            names,
+            namespaces: Vec::new(),
+        };
+        lab.add(&names.switch())
+            .context("namespaces need root and iproute2")?;
+        for id in 1..=nodes {
+            lab.add(&names.node(id))?;
+        }
+        Ok(lab)
+    }
+
     fn add(&mut self, name: &str) -> Result<()> {
         ip(&["netns", "add", name])?;
         self.namespaces.push(name.to_owned());
@@ -146,23 +165,50 @@ impl Lab {
 
 /// Makes a lab and runs this program again, with the same arguments and `--lab`, in the bridge's namespace.
 pub(crate) async fn play_in(clients: usize) -> Result<Verdict> {
-    let lab = Lab::new(clients)?;
     // Above whatever else runs on the machine, which is not what is measured.
-    let mut child = tokio::process::Command::new("nice")
-        .args(["-n", "-5", "ip", "netns", "exec", &lab.names.switch()])
-        .arg(std::env::current_exe().context("where is this program?")?)
-        .args(std::env::args_os().skip(1))
-        .args(["--lab", &lab.names.0.to_string()])
-        .kill_on_drop(true)
-        .spawn()
-        .context("ip (package iproute2)")?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let status = tokio::select! {
-        status = child.wait() => status?,
-        _ = terminate.recv() => return Ok(Verdict::Vacuous("ended from outside".to_owned())),
-        _ = tokio::signal::ctrl_c() => return Ok(Verdict::Vacuous("ended from outside".to_owned())),
-    };
-    Ok(Verdict::Told(status.code()))
+    Lab::new(clients)?.play("-5", &[], &[]).await
+}
+
+/// The same with namespaces that nothing joins, and below whatever else runs on the machine.
+pub(crate) async fn play_bare(nodes: u64, more: &[String]) -> Result<Verdict> {
+    play_bare_with(nodes, more, &[]).await
+}
+
+/// The same with something in the environment of everything that runs in there.
+pub(crate) async fn play_bare_with(
+    nodes: u64,
+    more: &[String],
+    environment: &[(&str, String)],
+) -> Result<Verdict> {
+    Lab::bare(nodes)?.play("10", more, environment).await
+}
+
+impl Lab {
+    async fn play(
+        self,
+        niceness: &str,
+        more: &[String],
+        environment: &[(&str, String)],
+    ) -> Result<Verdict> {
+        let mut child = tokio::process::Command::new("nice")
+            .args(["-n", niceness, "ip", "netns", "exec", &self.names.switch()])
+            .arg(std::env::current_exe().context("where is this program?")?)
+            .args(std::env::args_os().skip(1))
+            .args(["--lab", &self.names.0.to_string()])
+            .args(more)
+            .envs(environment.iter().map(|(name, value)| (name, value)))
+            .kill_on_drop(true)
+            .spawn()
+            .context("ip (package iproute2)")?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let ended = || Verdict::Vacuous("ended from outside".to_owned());
+        let status = tokio::select! {
+            status = child.wait() => status?,
+            _ = terminate.recv() => return Ok(ended()),
+            _ = tokio::signal::ctrl_c() => return Ok(ended()),
+        };
+        Ok(Verdict::Told(status.code()))
+    }
 }
 
 impl Drop for Lab {

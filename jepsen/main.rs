@@ -4,17 +4,28 @@
 //! cluster settle, read everything back, check. The history is written as JSON lines in Jepsen's
 //! shape. Exit code 0: the promise held; 1: a violation; 2: the run proves nothing.
 
+mod api;
+mod check;
 mod checker;
 mod clock;
+mod doctor;
+mod export;
 mod failover;
 mod front;
 mod history;
 mod kill_leader;
 mod lab;
+mod nemesis;
+mod net;
+mod outside;
 mod power;
 mod probe;
+mod report;
 mod rolling;
+mod run;
+mod shim;
 mod wire;
+mod workers;
 mod workload;
 
 use std::path::PathBuf;
@@ -47,6 +58,18 @@ enum Plan {
     RollingUpgrade(rolling::Options),
     /// The power of all nodes goes at one moment, under people on three SDKs; needs root.
     PowerLoss(power::Options),
+    /// What this machine can do to a cluster.
+    Doctor,
+    /// A plan drawn from a seed, carried out and judged; needs root.
+    Run(run::Options),
+    /// Kills, pauses and partitions: the run that `make test` has; needs root.
+    Smoke(run::Smoke),
+    /// Every kind of fault alone and overlapping, on three and on five nodes; needs root.
+    Matrix(run::matrix::Options),
+    /// Programs that are broken on purpose: each must be found out; needs root.
+    Broken(run::broken::Options),
+    /// Histories as other checkers read them.
+    Export(export::Options),
 }
 
 /// Verdict of a run.
@@ -82,12 +105,29 @@ async fn main() -> anyhow::Result<ExitCode> {
         Plan::Failover(options) => failover::run(options, arguments.out).await?,
         Plan::RollingUpgrade(options) => rolling::run(options, arguments.out).await?,
         Plan::PowerLoss(options) => power::run(options, arguments.out).await?,
+        Plan::Doctor => examine(),
+        Plan::Run(options) => run::run(options).await?,
+        Plan::Smoke(options) => run::smoke(options).await?,
+        Plan::Matrix(options) => run::matrix::run(options).await?,
+        Plan::Broken(options) => run::broken::run(options).await?,
+        Plan::Export(options) => export::run(&options)?,
     };
-    Ok(report(&verdict))
+    Ok(print(&verdict))
+}
+
+/// Tells what this machine can do.
+fn examine() -> Verdict {
+    let doctor = doctor::Doctor::examine();
+    say(&doctor.told());
+    if doctor.is_content() {
+        Verdict::Told(Some(0))
+    } else {
+        Verdict::Vacuous("some faults cannot be injected on this machine".to_owned())
+    }
 }
 
 #[expect(clippy::print_stdout, reason = "this is a command-line tool")]
-fn report(verdict: &Verdict) -> ExitCode {
+fn print(verdict: &Verdict) -> ExitCode {
     match verdict {
         Verdict::Holds => {
             println!("verdict: every check held");

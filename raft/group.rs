@@ -66,6 +66,27 @@ pub(crate) struct Core {
     reads: mpsc::Sender<Waiting>,
 }
 
+/// Opens the storage, with the defect that a test's environment asks for.
+#[cfg(feature = "planted-bugs")]
+fn open(
+    data: &std::path::Path,
+    identity: Identity,
+) -> Result<Storage, flotilla_storage::OpenError> {
+    use flotilla_storage::fault::Plant;
+    if std::env::var("FLOTILLA_PLANTED").as_deref() == Ok("no-fsync") {
+        return Storage::open_planted(data, identity, Plant::SkipFdatasync);
+    }
+    Storage::open(data, identity)
+}
+
+#[cfg(not(feature = "planted-bugs"))]
+fn open(
+    data: &std::path::Path,
+    identity: Identity,
+) -> Result<Storage, flotilla_storage::OpenError> {
+    Storage::open(data, identity)
+}
+
 impl Group {
     /// Opens the storage in `config.data` and starts the group. Founds or joins nothing: a new
     /// node waits for [`Group::bootstrap`] or [`Group::join`], a known one goes on where it was.
@@ -77,7 +98,7 @@ impl Group {
             node: config.node.0,
         };
         let data = config.data.clone();
-        let storage = tokio::task::spawn_blocking(move || Storage::open(&data, identity))
+        let storage = tokio::task::spawn_blocking(move || open(&data, identity))
             .await
             .map_err(|error| StartError::Data(error.to_string()))??;
         Self::start_with(storage, true, config, channels).await

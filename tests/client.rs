@@ -5,11 +5,13 @@
 //! `jepsen`. One task per client owns the negotiation.
 
 mod peer;
+mod resume;
 mod signal;
 mod tap;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -75,6 +77,13 @@ pub struct Options {
     pub tap: Option<Arc<Tap>>,
     /// How long to wait for the join and for the transport.
     pub timeout: Duration,
+    /// Base URLs to ask in turn for the session when the signal connection is lost, as SDKs ask their one URL,
+    /// which leads to whichever node answers. Without any the session ends with the connection.
+    pub resume_at: Vec<String>,
+    /// How long the server may say nothing before the signal connection counts as lost.
+    pub silence_max: Duration,
+    /// How often to ping; none: as often as the server asks for.
+    pub ping_every: Option<Duration>,
 }
 
 impl Options {
@@ -91,6 +100,9 @@ impl Options {
             stays: false,
             tap: None,
             timeout: Duration::from_secs(15),
+            resume_at: Vec::new(),
+            silence_max: Duration::from_secs(15),
+            ping_every: None,
         }
     }
 }
@@ -107,6 +119,7 @@ pub struct Client {
     asks: mpsc::Sender<Ask>,
     publishes: mpsc::Sender<Publish>,
     channels: peer::Channels,
+    resumes: Arc<AtomicU32>,
     driver: JoinHandle<Result<()>>,
 }
 
@@ -124,7 +137,8 @@ impl Client {
     /// # Errors
     /// The HTTP status and text of a refusal, or what did not happen within the timeout.
     pub async fn connect(options: Options) -> Result<Self> {
-        let (socket, join) = tokio::time::timeout(options.timeout, signal::open(&options))
+        let timeout = options.timeout;
+        let (socket, join) = tokio::time::timeout(timeout, signal::open(&options))
             .await
             .context("no answer to the join")??;
         let (packet_in, packets) = mpsc::channel(QUEUE);
@@ -135,18 +149,23 @@ impl Client {
         let (up, is_up) = oneshot::channel();
         let peers = peer::Peers::new(&options, packet_in, message_in, up).await?;
         let channels = peers.channels.clone();
+        let resumes = Arc::new(AtomicU32::new(0));
+        let asked = Duration::from_secs(u64::try_from(join.ping_interval.max(1)).unwrap_or(5));
+        let ping_every = options.ping_every.unwrap_or(asked);
+        let sid = join.participant.as_ref().map(|own| own.sid.clone());
         let driver = tokio::spawn(drive(Driver {
             offers: options.publishes,
-            stays: options.stays,
+            options,
+            sid: sid.unwrap_or_default(),
+            resumes: resumes.clone(),
+            heard_at: Instant::now(),
             socket,
             peers,
             responses: responses.clone(),
             asks: ask_out,
             publishes: publish_out,
             waiting: HashMap::new(),
-            ping: tokio::time::interval(Duration::from_secs(
-                u64::try_from(join.ping_interval.max(1)).unwrap_or(5),
-            )),
+            ping: tokio::time::interval(ping_every),
         }));
         let client = Self {
             join,
@@ -156,9 +175,10 @@ impl Client {
             asks,
             publishes,
             channels,
+            resumes,
             driver,
         };
-        let up = tokio::time::timeout(options.timeout, is_up)
+        let up = tokio::time::timeout(timeout, is_up)
             .await
             .context("the subscriber connection did not come up")?;
         if up.is_err() {
@@ -190,6 +210,12 @@ impl Client {
     #[must_use]
     pub fn is_connected(&self) -> bool {
         !self.driver.is_finished()
+    }
+
+    /// How often it has got its session back after it had lost its signal connection.
+    #[must_use]
+    pub fn resumes(&self) -> u32 {
+        self.resumes.load(Ordering::Relaxed)
     }
 
     /// Publishes one stream of RTP packets; `mime` is `audio/opus` or `video/vp8`.
@@ -265,7 +291,11 @@ struct Driver {
     waiting: HashMap<String, Publish>,
     ping: tokio::time::Interval,
     offers: bool,
-    stays: bool,
+    options: Options,
+    sid: String,
+    resumes: Arc<AtomicU32>,
+    /// When the server said something last.
+    heard_at: Instant,
 }
 
 /// Owns the negotiation: server messages, requests and publications, one at a time.
@@ -276,47 +306,96 @@ async fn drive(mut driver: Driver) -> Result<()> {
         driver.socket.send(Ask::Offer(offer)).await?;
     }
     let outcome = loop {
-        tokio::select! {
-            told = driver.socket.next() => match told {
-                Ok(Some(told)) => {
-                    let ended = match &told {
-                        Told::Leave(leave) => Some(format!("the server ended the session: {leave:?}")),
-                        _ => None,
-                    };
-                    if let Err(failure) = driver.hear(told).await { break Err(failure); }
-                    if let Some(why) = ended { break Err(anyhow::anyhow!(why)); }
-                }
-                Ok(None) => break Ok(()),
-                Err(failure) => break Err(failure),
-            },
-            Some(ask) = driver.asks.recv() => {
-                let leaving = matches!(ask, Ask::Leave(_));
-                if let Err(failure) = driver.socket.send(ask).await { break Err(failure); }
-                if leaving { break Ok(()); }
-            }
-            Some(publish) = driver.publishes.recv() => {
-                let request = publish.request.clone();
-                driver.waiting.insert(request.cid.clone(), publish);
-                if let Err(failure) = driver.socket.send(Ask::AddTrack(request)).await {
+        match driver.step().await {
+            Step::Goes => {}
+            Step::Left => break Ok(()),
+            Step::Ended(why) => break Err(why),
+            // Until the client is dropped.
+            Step::Lost(_) if driver.options.stays => std::future::pending().await,
+            Step::Lost(why) if driver.options.resume_at.is_empty() => break why,
+            Step::Lost(_) => {
+                if let Err(failure) = driver.resume().await {
                     break Err(failure);
                 }
             }
-            _ = driver.ping.tick() => {
-                let ping = Ask::PingReq(proto::Ping::default());
-                if let Err(failure) = driver.socket.send(ping).await { break Err(failure); }
-            }
         }
     };
-    if driver.stays {
-        // Until the client is dropped.
-        std::future::pending::<()>().await;
-    }
     driver.socket.close().await;
     driver.peers.close().await;
     outcome
 }
 
+/// What one thing that happened to a session means for it.
+enum Step {
+    Goes,
+    /// By our own wish.
+    Left,
+    /// For good.
+    Ended(anyhow::Error),
+    /// The signal connection is gone; with the reason, if it broke.
+    Lost(Result<()>),
+}
+
+impl Step {
+    fn sent(outcome: Result<()>) -> Self {
+        match outcome {
+            Ok(()) => Self::Goes,
+            Err(failure) => Self::Lost(Err(failure)),
+        }
+    }
+}
+
 impl Driver {
+    /// One thing after the other: what the server says, what is asked for, the time.
+    async fn step(&mut self) -> Step {
+        tokio::select! {
+            told = self.socket.next() => match told {
+                Ok(Some(told)) => {
+                    self.heard_at = Instant::now();
+                    self.take(told).await
+                }
+                Ok(None) => Step::Lost(Ok(())),
+                Err(failure) => Step::Lost(Err(failure)),
+            },
+            Some(ask) = self.asks.recv() => {
+                let leaving = matches!(ask, Ask::Leave(_));
+                match self.socket.send(ask).await {
+                    Ok(()) if leaving => Step::Left,
+                    outcome => Step::sent(outcome),
+                }
+            }
+            Some(publish) = self.publishes.recv() => {
+                let request = publish.request.clone();
+                self.waiting.insert(request.cid.clone(), publish);
+                Step::sent(self.socket.send(Ask::AddTrack(request)).await)
+            }
+            _ = self.ping.tick() => {
+                if self.heard_at.elapsed() > self.options.silence_max {
+                    return Step::Lost(Err(anyhow::anyhow!("the server says nothing")));
+                }
+                let ping = Ask::PingReq(proto::Ping::default());
+                Step::sent(self.socket.send(ping).await)
+            }
+        }
+    }
+
+    async fn take(&mut self, told: Told) -> Step {
+        let leave = match &told {
+            Told::Leave(leave) => Some(leave.clone()),
+            _ => None,
+        };
+        if let Err(failure) = self.hear(told).await {
+            return Step::Ended(failure);
+        }
+        match leave {
+            None => Step::Goes,
+            Some(leave) if leave.action() == proto::leave_request::Action::Resume => {
+                Step::Lost(Ok(()))
+            }
+            Some(leave) => Step::Ended(anyhow::anyhow!("the server ended the session: {leave:?}")),
+        }
+    }
+
     async fn hear(&mut self, told: Told) -> Result<()> {
         match &told {
             Told::Offer(offer) => {
@@ -332,6 +411,7 @@ impl Driver {
                     };
                     match self.peers.add_track(&waiting.mime, &published.cid).await {
                         Ok((sender, offer)) => {
+                            self.peers.note_published(published.clone());
                             self.socket.send(Ask::Offer(offer)).await?;
                             let _ = waiting.done.send(Ok((track, sender)));
                         }

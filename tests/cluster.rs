@@ -47,6 +47,8 @@ pub struct Place {
     pub data: Option<PathBuf>,
     /// Address for its media that moves to another node when it dies.
     pub floating: Option<IpAddr>,
+    /// What its process finds in its environment besides this process's own.
+    pub environment: Vec<(String, String)>,
 }
 
 impl Place {
@@ -59,6 +61,7 @@ impl Place {
             binary: None,
             data: None,
             floating: None,
+            environment: Vec::new(),
         }
     }
 
@@ -160,6 +163,12 @@ impl Node {
             .args(["start", "--config"])
             .arg(&self.config)
             .env("RUST_BACKTRACE", "1")
+            .envs(
+                self.place
+                    .environment
+                    .iter()
+                    .map(|(name, value)| (name, value)),
+            )
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -177,6 +186,12 @@ impl Node {
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.process.as_ref().map(Child::id)
+    }
+
+    /// Whether its process was started and has not ended.
+    pub fn is_running(&mut self) -> bool {
+        let ended = self.process.as_mut().map(Child::try_wait);
+        matches!(ended, Some(Ok(None)))
     }
 
     /// SIGKILL, and waits for the end.
@@ -390,6 +405,31 @@ impl Cluster {
         Ok(serde_json::from_str(&flotilla(&all)?)?)
     }
 
+    /// Gives a node that does not run an empty data folder and lets it join anew at another node. It must have been
+    /// removed from the cluster before.
+    ///
+    /// # Errors
+    /// What the command printed when it failed.
+    pub fn join_anew(&mut self, id: u64, at: u64) -> Result<()> {
+        let peer = self.node(at).cluster_address.clone();
+        let node = self.node(id);
+        ensure!(!node.is_running(), "node {id} still runs");
+        let text = std::fs::read(&node.config)?;
+        let config: Value = serde_json::from_slice(&text)?;
+        let data = config["cluster"]["data_dir"].as_str().context("a folder")?;
+        match std::fs::remove_dir_all(data) {
+            Err(failure) if failure.kind() != std::io::ErrorKind::NotFound => {
+                return Err(failure.into());
+            }
+            _ => {}
+        }
+        let config = node.config.display().to_string();
+        let program = node.place.program()?;
+        let arguments = ["cluster", "join", "--config", &config, "--peer", &peer];
+        run_in(node.place.namespace.as_deref(), &program, &arguments)?;
+        Ok(())
+    }
+
     fn voters(&self) -> Result<usize> {
         let status = self.admin(&["status"])?;
         let nodes = status["nodes"].as_array().context("status lists nodes")?;
@@ -445,10 +485,19 @@ pub fn flotilla(arguments: &[&str]) -> Result<String> {
 }
 
 fn run(program: &Path, arguments: &[&str]) -> Result<String> {
-    let done = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()?;
+    run_in(None, program, arguments)
+}
+
+fn run_in(namespace: Option<&str>, program: &Path, arguments: &[&str]) -> Result<String> {
+    let mut command = match namespace {
+        None => Command::new(program),
+        Some(namespace) => {
+            let mut command = Command::new("ip");
+            command.args(["netns", "exec", namespace]).arg(program);
+            command
+        }
+    };
+    let done = command.args(arguments).stdin(Stdio::null()).output()?;
     let (out, err) = (
         String::from_utf8_lossy(&done.stdout),
         String::from_utf8_lossy(&done.stderr),

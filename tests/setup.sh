@@ -13,6 +13,8 @@ declare -A packages=(
   [cmake]=cmake
   [losetup]=mount
   [tcpdump]=tcpdump
+  [cc]=gcc
+  [go]=golang-go
 )
 missing=()
 for command in "${!packages[@]}"; do

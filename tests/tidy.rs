@@ -74,6 +74,18 @@ const LAYERS: &[Layer] = &[
         pure: false,
     },
     Layer {
+        folder: "tests/sim",
+        ours: &[
+            "flotilla-model",
+            "flotilla-signal",
+            "flotilla-media",
+            "flotilla-raft",
+            "flotilla-node",
+        ],
+        outside: Outside::Not(&["openraft", "sled", "axum", "tonic", "rand", "webrtc"]),
+        pure: false,
+    },
+    Layer {
         folder: "jepsen",
         ours: &["testkit"],
         outside: Outside::Not(&["openraft", "sled"]),
@@ -206,6 +218,7 @@ fn every_file_says_what_it_is() {
         "storage",
         "raft",
         "tests",
+        "tests/sim",
         "jepsen",
     ] {
         for path in sources(&root().join(folder)) {

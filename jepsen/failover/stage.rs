@@ -70,6 +70,7 @@ pub(crate) fn places(names: Names, binary: Option<&Path>, floating: bool) -> Vec
             binary: binary.map(Path::to_owned),
             data: None,
             floating: floating.then(|| floating_address(id).into()),
+            environment: Vec::new(),
         })
         .collect()
 }
@@ -325,10 +326,52 @@ impl Stage {
                 return Ok(());
             }
             if now_ms() > deadline {
-                bail!("not everybody hears and sees everybody within {limit:?}: {silent:?}");
+                let situation = self.situation(&silent);
+                bail!(
+                    "not everybody hears and sees everybody within {limit:?}: {silent:?}\n{situation}"
+                );
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    /// What is known of those who miss something or are missed: what their SDKs told, what arrived, and what
+    /// the cluster says.
+    fn situation(&self, silent: &[(String, String)]) -> String {
+        let mut lines = Vec::new();
+        let concerns = |agent: &&Agent| {
+            let mut pairs = silent.iter();
+            pairs.any(|(from, to)| [from, to].contains(&&agent.identity))
+        };
+        for agent in self.agents.iter().filter(concerns) {
+            lines.push(agent.with(|seen| {
+                let stamps: Vec<_> = seen
+                    .stamps
+                    .iter()
+                    .map(|((media, from), stamps)| (media, from, stamps.len()))
+                    .collect();
+                let received: Vec<_> = seen
+                    .received
+                    .iter()
+                    .map(|(from, messages)| (from, messages.len()))
+                    .collect();
+                format!(
+                    "{}: told {:?}; streams {stamps:?}; messages sent {} refused {} received {received:?}",
+                    agent.identity,
+                    seen.events,
+                    seen.sent.len(),
+                    seen.unsent.len(),
+                )
+            }));
+        }
+        for what in ["participants", "tracks", "routes"] {
+            let told = tokio::task::block_in_place(|| self.cluster.admin(&[what, ROOM]));
+            lines.push(match told {
+                Ok(told) => format!("{what}: {told}"),
+                Err(error) => format!("{what}: {error:#}"),
+            });
+        }
+        lines.join("\n")
     }
 
     /// The Raft leader, once there is one.

@@ -11,6 +11,7 @@ use prost::Message as _;
 use rtc::data_channel::RTCDataChannelInit;
 use rtc::ice::mdns::MulticastDnsMode;
 use rtc::media_stream::MediaStreamTrack;
+use rtc::peer_connection::configuration::RTCOfferOptions;
 use rtc::peer_connection::transport::RTCDtlsRole;
 use rtc::rtp_transceiver::rtp_sender::{
     RTCPFeedback, RTCRtpCodec, RTCRtpCodecParameters, RTCRtpCodingParameters,
@@ -28,6 +29,7 @@ use webrtc::peer_connection::{
 };
 use webrtc::runtime::default_runtime;
 
+use super::resume::{Opened, Received, Sent, State};
 use super::tap::{Streams, TWCC, Tapped};
 use super::{Message, Options, Packet, SharedChannel};
 
@@ -41,6 +43,8 @@ pub(super) struct Peers {
     streams: Option<Arc<Streams>>,
     /// The server's candidates that came before its description: publisher's, subscriber's.
     early: [Option<Vec<RTCIceCandidateInit>>; 2],
+    /// What a resume has to tell.
+    pub(super) state: State,
 }
 
 /// The publisher's data channels, which open after the first offer.
@@ -50,6 +54,7 @@ pub(super) struct Channels {
     lossy: SharedChannel,
     open: watch::Receiver<u8>,
     sequence: Arc<AtomicU32>,
+    sent: Sent,
 }
 
 /// Sends RTP packets of one published track.
@@ -108,6 +113,8 @@ fn codec(mime: &str) -> (RTCRtpCodec, RtpCodecKind, u8) {
 struct Handler {
     packets: mpsc::Sender<Packet>,
     messages: mpsc::Sender<Message>,
+    received: Received,
+    opened: Opened,
     up: Arc<Mutex<Option<oneshot::Sender<()>>>>,
     streams: Option<Arc<Streams>>,
 }
@@ -151,15 +158,17 @@ impl PeerConnectionEventHandler for Handler {
     }
 
     async fn on_data_channel(&self, channel: Arc<dyn DataChannel>) {
-        let reliable = channel
-            .label()
-            .await
-            .is_ok_and(|label| label == "_reliable");
+        let label = channel.label().await.unwrap_or_default();
+        self.opened
+            .note(&label, u32::try_from(channel.id()).unwrap_or(0));
+        let reliable = label == "_reliable";
         let messages = self.messages.clone();
+        let received = self.received.clone();
         tokio::spawn(async move {
             while let Some(event) = channel.poll().await {
                 if let DataChannelEvent::OnMessage(message) = event
                     && let Ok(packet) = proto::DataPacket::decode(&message.data[..])
+                    && (!reliable || received.is_new(&packet))
                 {
                     let _ = messages.try_send(Message {
                         reliable,
@@ -265,7 +274,10 @@ impl Peers {
         up: oneshot::Sender<()>,
     ) -> Result<Self> {
         let streams = options.tap.clone().map(Streams::new);
+        let (received, opened) = (Received::default(), Opened::default());
         let handler = |up| Handler {
+            received: received.clone(),
+            opened: opened.clone(),
             packets: packets.clone(),
             messages: messages.clone(),
             up: Arc::new(Mutex::new(up)),
@@ -284,13 +296,13 @@ impl Peers {
                 }),
             )
             .await?;
-        let (opened, open) = watch::channel(0);
+        let (has_opened, open) = watch::channel(0);
         for channel in [reliable.clone(), lossy.clone()] {
-            let opened = opened.clone();
+            let has_opened = has_opened.clone();
             tokio::spawn(async move {
                 while let Some(event) = channel.poll().await {
                     if matches!(event, DataChannelEvent::OnOpen) {
-                        opened.send_modify(|count| *count += 1);
+                        has_opened.send_modify(|count| *count += 1);
                     }
                 }
             });
@@ -301,8 +313,10 @@ impl Peers {
             lossy,
             open,
             sequence,
+            sent: Sent::default(),
         };
         Ok(Self {
+            state: State::new(received, opened),
             publisher,
             subscriber,
             channels,
@@ -320,6 +334,7 @@ impl Peers {
         if let Some(streams) = &self.streams {
             streams.offered(&offer.sdp);
         }
+        self.state.offer = Some(offer.clone());
         let remote = RTCSessionDescription::offer(offer.sdp.clone())?;
         self.subscriber
             .set_remote_description(remote)
@@ -330,7 +345,9 @@ impl Peers {
         self.subscriber
             .set_local_description(answer.clone())
             .await?;
-        Ok(description("answer", answer.sdp, offer.id))
+        let answer = description("answer", answer.sdp, offer.id);
+        self.state.answer = Some(answer.clone());
+        Ok(answer)
     }
 
     /// Takes the server's answer.
@@ -414,9 +431,32 @@ impl Peers {
         Ok((sender, self.offer().await?))
     }
 
+    /// Remembers a track for a resume.
+    pub(super) fn note_published(&mut self, published: proto::TrackPublishedResponse) {
+        self.state.published.push(published);
+    }
+
+    /// The publisher connection's offer to go on at another place; candidates that come from now on
+    /// are of the new place.
+    pub(super) async fn offer_anew(&mut self) -> Result<proto::SessionDescription> {
+        self.early = [Some(vec![]), Some(vec![])];
+        let options = RTCOfferOptions {
+            ice_restart: true,
+            ..RTCOfferOptions::default()
+        };
+        self.offer_with(Some(options)).await
+    }
+
     /// A fresh offer of the publisher connection.
     pub(super) async fn offer(&mut self) -> Result<proto::SessionDescription> {
-        let offer = self.publisher.create_offer(None).await?;
+        self.offer_with(None).await
+    }
+
+    async fn offer_with(
+        &mut self,
+        options: Option<RTCOfferOptions>,
+    ) -> Result<proto::SessionDescription> {
+        let offer = self.publisher.create_offer(options).await?;
         self.publisher.set_local_description(offer.clone()).await?;
         self.offers += 1;
         Ok(description("offer", offer.sdp, self.offers))
@@ -451,16 +491,37 @@ impl Channels {
             value: Some(proto::data_packet::Value::User(user)),
             ..Default::default()
         };
-        let bytes = BytesMut::from(&packet.encode_to_vec()[..]);
+        let bytes = packet.encode_to_vec();
         let channel = if reliable {
+            self.sent.add(sequence, &bytes);
             &self.reliable
         } else {
             &self.lossy
         };
         channel
-            .send(bytes)
+            .send(BytesMut::from(&bytes[..]))
             .await
             .context("the data channel is gone")
+    }
+
+    /// Sends again what the server does not have yet.
+    pub(super) async fn send_again(&self, after: u32) -> Result<()> {
+        for bytes in self.sent.after(after) {
+            self.reliable.send(BytesMut::from(&bytes[..])).await?;
+        }
+        Ok(())
+    }
+
+    /// The publisher's channels as a resume tells them.
+    pub(super) fn infos(&self) -> Vec<proto::DataChannelInfo> {
+        [("_reliable", &self.reliable), ("_lossy", &self.lossy)]
+            .into_iter()
+            .map(|(label, channel)| proto::DataChannelInfo {
+                label: label.to_owned(),
+                id: u32::try_from(channel.id()).unwrap_or(0),
+                target: proto::SignalTarget::Publisher as i32,
+            })
+            .collect()
     }
 }
 

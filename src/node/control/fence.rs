@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use flotilla_model::State;
 use flotilla_model::cluster::Node;
 use flotilla_raft::Group;
 use tokio::sync::watch;
@@ -197,16 +196,17 @@ impl WayBack {
                 info!("this node was taken for lost; it serves again");
             }
         }
-        self.await_strays(&state).await;
+        self.await_strays().await;
         true
     }
 
-    /// Sessions of participants that belong elsewhere by now must not send once the lease holds.
-    async fn await_strays(&self, state: &State) {
+    /// Sessions of participants that belong elsewhere by now must not send once the lease holds. Looks at the
+    /// newest state each time: whoever has come back to this node meanwhile is none of them.
+    async fn await_strays(&self) {
         /// How often they are looked for.
         const LOOK: Duration = Duration::from_millis(10);
         let begun = Instant::now();
-        while self.hub.has_strays(state) {
+        while self.hub.has_strays(&self.group.state()) {
             if begun.elapsed() > STRAYS_MAX {
                 error!("sessions whose participants have another home do not end");
                 return;

@@ -468,8 +468,33 @@ impl Rooms {
             }
         }
         self.checkpoints.retain_present(&state);
-        self.state = state;
+        let before = std::mem::replace(&mut self.state, state);
+        self.replay_missed(now, &before);
         self.catch_up(now);
+    }
+
+    /// Whoever joined or moved in a gap of the feed gets what is kept for them, as without the gap.
+    fn replay_missed(&mut self, now: Instant, before: &State) {
+        let state = Arc::clone(&self.state);
+        let names: Vec<RoomName> = self.rooms.keys().cloned().collect();
+        for name in names {
+            let known = before.rooms.get(&name);
+            let Some(room) = state.rooms.get(&name) else {
+                continue;
+            };
+            for participant in room.participants.values() {
+                let former = known
+                    .and_then(|known| known.participants.get(&participant.identity))
+                    .filter(|former| former.sid == participant.sid);
+                match former {
+                    Some(former) if former.epoch != participant.epoch => {
+                        self.replay_moved(now, &name, participant, former.home);
+                    }
+                    Some(_) => {}
+                    None => self.replay(now, &name, participant),
+                }
+            }
+        }
     }
 
     /// Takes data that has waited for this state.

@@ -311,3 +311,17 @@ async fn nonces_count_once_per_room() {
     assert!(world.hub.is_new_nonce(&"s".into(), nonce));
     assert!(world.hub.is_new_nonce(&"r".into(), None));
 }
+
+#[tokio::test]
+async fn who_has_come_back_is_a_stray_in_an_older_state_only() {
+    let mut world = World::new();
+    let _outlet = world.join("alice");
+    let away = world.to("alice", 2);
+    world.apply(Command::Rehome { moves: vec![away] });
+    let older = world.state.clone();
+    assert!(world.hub.has_strays(&older));
+    let back = world.to("alice", 1);
+    world.apply(Command::Rehome { moves: vec![back] });
+    assert!(!world.hub.has_strays(&world.state));
+    assert!(world.hub.has_strays(&older));
+}

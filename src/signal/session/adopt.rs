@@ -210,6 +210,11 @@ impl Adoption {
                 self.ask_newest(core);
                 Flow::Stay
             }
+            // This node was taken for lost and takes nobody before it is back: another one can.
+            Err(CommitError::Rejected(Rejection::NodeNotFound)) => {
+                core.close_signal();
+                Flow::End(LeaveReason::Unknown)
+            }
             Err(error) => {
                 tracing::info!(room = %core.room, participant = %core.sid, %error, "not taken over");
                 leave::send_leave(

@@ -1,0 +1,185 @@
+//! The network: delays, losses and cuts between nodes and clients.
+//!
+//! Datagrams may be lost, doubled and overtake each other. Streams are ordered; what a cut or a loss
+//! holds up comes later, in order, as TCP and SCTP do it. Cuts are directed.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use crate::message::Message;
+use crate::rng::Rng;
+use crate::time::{Time, ms};
+
+/// One end of a way.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum End {
+    /// A node.
+    Node(u64),
+    /// A client.
+    Client(usize),
+}
+
+/// An ordered way between two ends.
+pub type Lane = (End, End, u64);
+
+/// What the network does to what is sent.
+#[derive(Clone, Debug)]
+pub struct Weather {
+    /// Least and most time on the way, microseconds.
+    pub delay: (u64, u64),
+    /// Lost, of a thousand.
+    pub loss: u64,
+    /// Doubled, of a thousand.
+    pub double: u64,
+}
+
+/// As it is without faults.
+pub const CLEAR: Weather = Weather {
+    delay: (300, 4_000),
+    loss: 1,
+    double: 1,
+};
+
+#[derive(Debug, Default)]
+struct Stream {
+    /// When the last one arrives.
+    last: Time,
+    held: VecDeque<Message>,
+    flush_due: bool,
+}
+
+/// The network.
+#[derive(Debug)]
+pub struct Net {
+    /// At present.
+    pub weather: Weather,
+    cut: BTreeMap<(End, End), u32>,
+    streams: BTreeMap<Lane, Stream>,
+}
+
+impl Default for Net {
+    fn default() -> Self {
+        Self {
+            weather: CLEAR,
+            cut: BTreeMap::new(),
+            streams: BTreeMap::new(),
+        }
+    }
+}
+
+impl Net {
+    /// Cuts a way; cuts of several faults add up.
+    pub fn cut(&mut self, from: End, to: End) {
+        *self.cut.entry((from, to)).or_default() += 1;
+    }
+
+    /// Takes one cut back.
+    pub fn mend(&mut self, from: End, to: End) {
+        if let Some(count) = self.cut.get_mut(&(from, to)) {
+            *count -= 1;
+            if *count == 0 {
+                self.cut.remove(&(from, to));
+            }
+        }
+    }
+
+    /// Takes every cut back.
+    pub fn mend_all(&mut self) {
+        self.cut.clear();
+    }
+
+    /// Whether nothing passes.
+    #[must_use]
+    pub fn is_cut(&self, from: End, to: End) -> bool {
+        !self.cut.is_empty() && self.cut.contains_key(&(from, to))
+    }
+
+    /// Whether nothing is cut.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.cut.is_empty()
+    }
+
+    /// Whether no way between two nodes is cut.
+    #[must_use]
+    pub fn joins_nodes(&self) -> bool {
+        let between = |(from, to): &(End, End)| matches!((from, to), (End::Node(_), End::Node(_)));
+        !self.cut.keys().any(between)
+    }
+
+    /// When datagrams sent now arrive; none if they are lost.
+    pub fn datagram(&mut self, now: Time, rng: &mut Rng, from: End, to: End) -> Vec<Time> {
+        if self.is_cut(from, to) || rng.per_mille(self.weather.loss) {
+            return Vec::new();
+        }
+        let copies = 1 + usize::from(rng.per_mille(self.weather.double));
+        let (low, high) = self.weather.delay;
+        (0..copies).map(|_| now + rng.range(low, high)).collect()
+    }
+
+    /// When a message on a stream arrives; `None`: it is held until the way is free.
+    pub fn stream(
+        &mut self,
+        now: Time,
+        rng: &mut Rng,
+        lane: Lane,
+        message: Message,
+    ) -> Option<(Time, Message)> {
+        let is_cut = self.is_cut(lane.0, lane.1);
+        let (low, high) = self.weather.delay;
+        let mut due = now + rng.range(low, high);
+        if rng.per_mille(self.weather.loss) {
+            due = due + ms(rng.range(50, 250));
+        }
+        let stream = self.streams.entry(lane).or_default();
+        if is_cut || !stream.held.is_empty() {
+            stream.held.push_back(message);
+            return None;
+        }
+        stream.last = stream.last.max(due);
+        Some((stream.last, message))
+    }
+
+    /// A message arrives at a way that has been cut meanwhile, or behind held ones: it waits, too.
+    pub fn hold(&mut self, lane: Lane, message: Message) -> Option<Message> {
+        let is_cut = self.is_cut(lane.0, lane.1);
+        let stream = self.streams.entry(lane).or_default();
+        if is_cut || !stream.held.is_empty() {
+            stream.held.push_back(message);
+            None
+        } else {
+            Some(message)
+        }
+    }
+
+    /// Streams whose way is free again and that hold something; each is to be flushed once.
+    pub fn freed(&mut self) -> Vec<Lane> {
+        let cut: BTreeSet<(End, End)> = self.cut.keys().copied().collect();
+        let mut freed = Vec::new();
+        for (lane, stream) in &mut self.streams {
+            if !stream.held.is_empty() && !stream.flush_due && !cut.contains(&(lane.0, lane.1)) {
+                stream.flush_due = true;
+                freed.push(*lane);
+            }
+        }
+        freed
+    }
+
+    /// What a stream held, in order; empty if the way is cut again.
+    pub fn flush(&mut self, now: Time, lane: Lane) -> Vec<Message> {
+        let is_cut = self.is_cut(lane.0, lane.1);
+        let Some(stream) = self.streams.get_mut(&lane) else {
+            return Vec::new();
+        };
+        stream.flush_due = false;
+        if is_cut {
+            return Vec::new();
+        }
+        stream.last = stream.last.max(now);
+        stream.held.drain(..).collect()
+    }
+
+    /// Both ends have done with a stream.
+    pub fn close(&mut self, lane: Lane) {
+        self.streams.remove(&lane);
+    }
+}

@@ -1,0 +1,5 @@
+//! The simulator's share of `make test`: seeds, one of them twice, plans of old bugs, planted bugs.
+
+mod planted;
+mod regressions;
+mod seeds;
