@@ -55,6 +55,9 @@ pub(crate) struct Options {
     /// Where the report goes as JSON.
     #[arg(long, default_value = "artifacts/failover.json")]
     json: PathBuf,
+    /// Each node has an address for media that moves to another node when it dies.
+    #[arg(long)]
+    floating: bool,
     /// Do not capture packets, and so prove nothing from the wire.
     #[arg(long)]
     no_capture: bool,

@@ -45,6 +45,11 @@ pub(crate) fn node_address(id: u64) -> Ipv4Addr {
     Ipv4Addr::new(10, 79, 0, u8::try_from(id).unwrap_or(u8::MAX))
 }
 
+/// Address for media that moves from one node to another.
+pub(crate) fn floating_address(id: u64) -> Ipv4Addr {
+    Ipv4Addr::new(10, 79, 0, 200 + u8::try_from(id).unwrap_or(50))
+}
+
 /// Address of a client.
 pub(crate) fn client_address(index: usize) -> Ipv4Addr {
     Ipv4Addr::new(10, 79, 0, 101 + u8::try_from(index).unwrap_or(100))

@@ -103,7 +103,7 @@ pub(crate) async fn run(options: Options, out: Option<PathBuf>) -> Result<Verdic
     };
     let names = Names(lab);
     let mut rack = Rack::new(usize::try_from(NODES)?)?;
-    let mut places = places(names, None);
+    let mut places = places(names, None, false);
     for (place, disk) in places.iter_mut().zip(rack.disks()) {
         place.data = Some(disk.mount_point().join("data"));
     }

@@ -85,7 +85,7 @@ pub(crate) async fn run(options: Options, out: Option<PathBuf>) -> Result<Verdic
         ensure!(program.is_file(), "there is no {}", program.display());
     }
     let names = Names(lab);
-    let mut stage = Stage::set(options.cast(), names, &places(names, Some(&old))).await?;
+    let mut stage = Stage::set(options.cast(), names, &places(names, Some(&old), false)).await?;
     let outcome = play(&mut stage, &options, &old, &new, out.as_deref()).await;
     let outcome = outcome.map(Report::judged);
     stage

@@ -71,6 +71,8 @@ pub struct Options {
     pub feedback: bool,
     /// Opens the publisher connection and its data channels.
     pub publishes: bool,
+    /// Keeps its connections when the signal connection breaks, and does not ask for another.
+    pub stays: bool,
     /// Counts media where it arrives and decrypts only samples of it: for load.
     pub tap: Option<Arc<Tap>>,
     /// How long to wait for the join and for the transport.
@@ -95,6 +97,7 @@ impl Options {
             bind: "127.0.0.1:0".to_owned(),
             feedback: true,
             publishes: true,
+            stays: false,
             tap: None,
             timeout: Duration::from_secs(15),
             resume_at: Vec::new(),
@@ -307,6 +310,8 @@ async fn drive(mut driver: Driver) -> Result<()> {
             Step::Goes => {}
             Step::Left => break Ok(()),
             Step::Ended(why) => break Err(why),
+            // Until the client is dropped.
+            Step::Lost(_) if driver.options.stays => std::future::pending().await,
             Step::Lost(why) if driver.options.resume_at.is_empty() => break why,
             Step::Lost(_) => {
                 if let Err(failure) = driver.resume().await {

@@ -45,6 +45,8 @@ pub struct Place {
     pub binary: Option<PathBuf>,
     /// Folder for its data, on whatever disk that is; none: beside its configuration.
     pub data: Option<PathBuf>,
+    /// Address for its media that moves to another node when it dies.
+    pub floating: Option<IpAddr>,
     /// What its process finds in its environment besides this process's own.
     pub environment: Vec<(String, String)>,
 }
@@ -58,6 +60,7 @@ impl Place {
             namespace: None,
             binary: None,
             data: None,
+            floating: None,
             environment: Vec::new(),
         }
     }
@@ -122,6 +125,9 @@ impl Node {
             },
             "admin": { "bind": admin_address, "token": ADMIN_TOKEN },
         });
+        if let Some(floating) = place.floating {
+            merge(&mut text, &json!({ "rtc": { "floating_ip": floating } }));
+        }
         merge(&mut text, settings);
         std::fs::write(&config, serde_json::to_vec_pretty(&text)?)?;
         Ok(Self {
@@ -546,7 +552,11 @@ fn free_ports(count: u16, is_free: impl Fn(u16) -> bool) -> Result<u16> {
     bail!("no {count} free ports in a row in {PORTS:?}")
 }
 
-fn free_udp(count: u16) -> Result<u16> {
+/// The first of `count` UDP ports in a row that nobody has on loopback.
+///
+/// # Errors
+/// If there are none.
+pub fn free_udp(count: u16) -> Result<u16> {
     free_ports(count, |port| UdpSocket::bind(("127.0.0.1", port)).is_ok())
 }
 

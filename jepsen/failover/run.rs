@@ -14,7 +14,7 @@ use super::judge::Touched;
 use super::report::{self, Report, Round};
 use super::stage::{BEFORE, LIVE_MAX, Stage, places};
 use crate::clock::now_ms;
-use crate::lab::{NODES, Names, node_address};
+use crate::lab::{NODES, Names, floating_address, node_address};
 use crate::wire::capture::{Capture, Reader};
 use crate::wire::proof::{Findings, Proof};
 use crate::{Verdict, say};
@@ -36,7 +36,12 @@ pub(super) async fn run(options: Options, names: Names, out: Option<PathBuf>) ->
     if faults.is_empty() || options.rounds == 0 {
         return Ok(Verdict::Vacuous("no fault was injected".to_owned()));
     }
-    let mut stage = Stage::set(options.cast(), names, &places(names, None)).await?;
+    let mut stage = Stage::set(
+        options.cast(),
+        names,
+        &places(names, None, options.floating),
+    )
+    .await?;
     let outcome = stage.play(&options, &faults, out.as_deref()).await;
     let outcome = outcome.map(Report::judged);
     let wants_logs = out.is_some();
@@ -144,7 +149,9 @@ impl Stage {
 pub(crate) fn prove(capture: Capture, out: Option<&Path>) -> Result<Findings> {
     let file = capture.stop()?;
     let mut reader = Reader::open(&file)?;
-    let mut proof = Proof::new(|address| (1..=NODES).any(|id| node_address(id) == address));
+    let mut proof = Proof::new(|address| {
+        (1..=NODES).any(|id| [node_address(id), floating_address(id)].contains(&address))
+    });
     while let Some(datagram) = reader.next()? {
         proof.take(&datagram);
     }

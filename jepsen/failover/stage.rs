@@ -18,7 +18,7 @@ use super::judge::{Client, Judgement, Touched, Window, judge};
 use super::report::{self, Quiet, Report};
 use crate::clock::{Ms, now_ms};
 use crate::front::Fronts;
-use crate::lab::{NODES, Names, Network, SWITCH_ADDRESS, node_address};
+use crate::lab::{NODES, Names, Network, SWITCH_ADDRESS, floating_address, node_address};
 use crate::{Verdict, say};
 
 /// Everybody talks in it.
@@ -62,13 +62,14 @@ impl Cast {
 }
 
 /// The place of each node in the lab; all of them run `binary`.
-pub(crate) fn places(names: Names, binary: Option<&Path>) -> Vec<Place> {
+pub(crate) fn places(names: Names, binary: Option<&Path>, floating: bool) -> Vec<Place> {
     (1..=NODES)
         .map(|id| Place {
             address: node_address(id).into(),
             namespace: Some(names.node(id)),
             binary: binary.map(Path::to_owned),
             data: None,
+            floating: floating.then(|| floating_address(id).into()),
             environment: Vec::new(),
         })
         .collect()

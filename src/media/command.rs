@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use flotilla_model::id::{BootId, Epoch, NodeId, TrackSid};
 use flotilla_model::track::{Kind, Quality, Track};
+use serde::{Deserialize, Serialize};
 
+use crate::peer::passage::Passage;
 use crate::peer::transport::TransportSnapshot;
 
 /// One peer connection, chosen by the shell; unique within a process.
@@ -35,7 +37,7 @@ pub enum Channel {
 }
 
 /// What a subscriber wants of a track.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
 pub struct Settings {
     /// Wants packets at all.
     pub enabled: bool,
@@ -76,6 +78,17 @@ pub struct Restore {
     pub sequence: u32,
 }
 
+/// A peer connection whose client does not know that its node is gone: the address has moved here.
+#[derive(Clone, Debug)]
+pub struct Continuation {
+    /// Keys and indices, of the last checkpoint.
+    pub transport: TransportSnapshot,
+    /// Path and streams, of the same.
+    pub passage: Passage,
+    /// Last offer and answer.
+    pub descriptions: (String, String),
+}
+
 /// An order to the engine.
 #[derive(Clone, Debug)]
 pub enum Command {
@@ -91,6 +104,20 @@ pub enum Command {
         /// The client has this peer connection already, with a node that no longer serves it.
         /// Nothing is offered to a v0 subscriber before [`Command::RestartIce`] then.
         restore: Option<Box<Restore>>,
+    },
+    /// Goes on with a peer connection on the path and the SSRCs that its client knows, at once. The old
+    /// home must be fenced. Tracks that were sent are subscribed to; what the client publishes is still
+    /// to be ordered. Data waits until [`Command::CreatePeer`] with the same id says what the client
+    /// has; the connection stays the same then, if both sides have the same sections.
+    GoOn {
+        /// Its id.
+        peer: PeerId,
+        /// Its role.
+        role: PeerRole,
+        /// As with [`Command::CreatePeer`].
+        negotiated_channels: bool,
+        /// What it goes on from.
+        from: Box<Continuation>,
     },
     /// Reports at once what another node needs to continue a peer connection
     /// ([`crate::event::Event::Checkpoint`]); nothing happens before it is connected.

@@ -16,6 +16,7 @@
 mod addresses;
 mod checkpoint;
 mod commands;
+mod going_on;
 mod peer;
 mod schedule;
 mod tracks;
@@ -84,6 +85,9 @@ pub struct EngineConfig {
     pub seed: [u8; 32],
     /// How long a connection's checkpoint may be out of date, while packets come.
     pub checkpoint_interval: Duration,
+    /// The node's address may move to another: checkpoints say all that is needed to go on without a
+    /// word to the client ([`Command::GoOn`]), and no more is sent between two than that allows.
+    pub moves: bool,
     /// How long a peer may be silent.
     pub timeouts: IceTimeouts,
     /// Limits of data channels.
@@ -118,6 +122,7 @@ impl EngineConfig {
             counters_from: 0,
             seed,
             checkpoint_interval: Duration::from_secs(1),
+            moves: false,
             timeouts: IceTimeouts::default(),
             data: DataLimits::default(),
             peers_max: 10_000,
@@ -475,6 +480,9 @@ impl Engine {
                 }
                 Some(Due::Offer) => {
                     let (offer, written) = peer.write_offer(now, &self.config, &mut self.rng);
+                    if self.config.moves {
+                        peer.described.offered(&written.sdp);
+                    }
                     self.push_event(Event::Offer {
                         peer: id,
                         id: offer,

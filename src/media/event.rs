@@ -7,6 +7,7 @@ use flotilla_model::id::{NodeId, TrackSid};
 use flotilla_model::track::{Quality, TrackCodec};
 
 use crate::command::{Channel, PeerId};
+use crate::peer::passage::Passage;
 use crate::peer::transport::TransportSnapshot;
 
 /// Something that happened.
@@ -134,6 +135,10 @@ pub enum Event {
         peer: PeerId,
         /// Its transport.
         snapshot: Box<TransportSnapshot>,
+        /// Its path and streams, if the node's address moves.
+        passage: Option<Box<Passage>>,
+        /// Its last offer and answer, under the same condition and when they are new.
+        descriptions: Option<Box<(String, String)>>,
     },
     /// A relay started to carry packets, for the admin view.
     RelayStarted {

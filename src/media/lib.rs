@@ -17,6 +17,7 @@ pub mod rtp;
 pub mod send;
 pub mod stats;
 pub mod transmit;
+pub mod via;
 
 /// Where a test's time begins: the one place of this crate that looks at a clock.
 #[cfg(test)]

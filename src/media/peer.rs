@@ -12,6 +12,7 @@ pub mod demux;
 pub mod dtls;
 pub mod ice;
 pub mod negotiation;
+pub mod passage;
 pub mod sctp;
 pub mod sdp;
 pub mod srtp;

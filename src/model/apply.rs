@@ -145,6 +145,17 @@ impl State {
             Command::NodeLost { node, boot, cause } => {
                 self.lose_node(context, *node, *boot, *cause)
             }
+            Command::NodeLostTo {
+                node,
+                boot,
+                cause,
+                taker,
+            } => self.lose_node_to(context, (*node, *boot), *cause, *taker),
+            Command::ReleaseAddresses {
+                node,
+                boot,
+                addresses,
+            } => self.release_addresses(context, *node, *boot, addresses),
             Command::CreateRoom(create) => self.create_room(context, create),
             Command::DeleteRoom { room } => self.delete_room(context, room),
             Command::SetRoomMetadata { room, metadata } => {

@@ -1,6 +1,6 @@
 //! The nodes, as replicated.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -94,6 +94,71 @@ impl Node {
     pub fn formats(&self) -> Formats {
         Formats::of(&self.version)
     }
+
+    /// Addresses that clients reach its media at and that move to whoever takes its people over: its
+    /// own, and those of lost nodes that it holds. At most [`MOVING_MAX`].
+    ///
+    /// They stand in the build metadata of the version, as what the program reads does, so that the
+    /// record's layout is the one that every node reads.
+    #[must_use]
+    pub fn moving_addresses(&self) -> Vec<IpAddr> {
+        metadata(&self.version)
+            .filter_map(moving_of)
+            .take(MOVING_MAX)
+            .collect()
+    }
+
+    /// The record with other moving addresses.
+    #[must_use]
+    pub fn with_moving_addresses(mut self, addresses: &[IpAddr]) -> Self {
+        let (software, _) = self.version.split_once('+').unwrap_or((&self.version, ""));
+        let kept = metadata(&self.version).filter(|part| moving_of(part).is_none());
+        let moving = addresses
+            .iter()
+            .take(MOVING_MAX)
+            .map(|address| moving_text(*address));
+        let parts: Vec<String> = kept.map(str::to_owned).chain(moving).collect();
+        self.version = if parts.is_empty() {
+            software.to_owned()
+        } else {
+            format!("{software}+{}", parts.join("."))
+        };
+        self
+    }
+}
+
+/// Moving addresses of one node at most: its own and those of some that were lost before they came back.
+pub const MOVING_MAX: usize = 4;
+
+/// What a moving address begins with in a version's build metadata; its bytes follow in hexadecimal.
+const MOVING: &str = "moving";
+
+fn metadata(version: &str) -> impl Iterator<Item = &str> {
+    let metadata = version.split_once('+').map_or("", |(_, metadata)| metadata);
+    metadata.split('.').filter(|part| !part.is_empty())
+}
+
+fn moving_of(part: &str) -> Option<IpAddr> {
+    let digits = part.strip_prefix(MOVING)?;
+    let is_hexadecimal = digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    match digits.len() {
+        8 if is_hexadecimal => {
+            let bits = u32::from_str_radix(digits, 16).ok()?;
+            Some(IpAddr::V4(Ipv4Addr::from_bits(bits)))
+        }
+        32 if is_hexadecimal => {
+            let bits = u128::from_str_radix(digits, 16).ok()?;
+            Some(IpAddr::V6(Ipv6Addr::from_bits(bits)))
+        }
+        _ => None,
+    }
+}
+
+fn moving_text(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(address) => format!("{MOVING}{:08x}", address.to_bits()),
+        IpAddr::V6(address) => format!("{MOVING}{:032x}", address.to_bits()),
+    }
 }
 
 /// Newest versions of what nodes write for each other that a program reads; it reads the one before
@@ -117,8 +182,7 @@ impl Formats {
     #[must_use]
     pub fn of(version: &str) -> Self {
         let mut formats = Self::UNTOLD;
-        let metadata = version.split_once('+').map_or("", |(_, metadata)| metadata);
-        for part in metadata.split('.') {
+        for part in metadata(version) {
             let number = |name| {
                 part.strip_prefix(name)
                     .and_then(|text: &str| text.parse().ok())
@@ -143,6 +207,39 @@ impl Formats {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn moving_addresses_stand_beside_what_a_program_reads() {
+        let record = |version: &str| Node {
+            version: version.to_owned(),
+            ..crate::apply::tests::node(1, 1)
+        };
+        let formats = Formats { log: 4, mesh: 1 };
+        let addresses: [IpAddr; 2] = [[10, 79, 0, 201].into(), "2001:db8::7".parse().expect("one")];
+        let told = record("0.1.0+log4.mesh1").with_moving_addresses(&addresses);
+        assert_eq!(
+            told.version,
+            "0.1.0+log4.mesh1.moving0a4f00c9.moving20010db8000000000000000000000007"
+        );
+        assert_eq!(told.moving_addresses(), addresses);
+        assert_eq!(told.formats(), formats);
+        let fewer = told.with_moving_addresses(&addresses[..1]);
+        assert_eq!(fewer.moving_addresses(), addresses[..1]);
+        assert_eq!(fewer.with_moving_addresses(&[]).version, "0.1.0+log4.mesh1");
+        assert_eq!(record("0.1.0").with_moving_addresses(&[]).version, "0.1.0");
+        for other in [
+            "0.1.0",
+            "0.1.0+moving",
+            "0.1.0+movingfffff",
+            "0.1.0+moving+a4f00c9",
+        ] {
+            assert_eq!(
+                record(other).moving_addresses(),
+                [] as [IpAddr; 0],
+                "{other}"
+            );
+        }
+    }
 
     #[test]
     fn a_version_tells_what_its_program_reads() {

@@ -4,6 +4,7 @@
 //! [`crate::State::apply`]. Encoded by [`crate::encoding`], which carries a version.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -262,6 +263,29 @@ pub enum Command {
         /// Why.
         reason: LeaveReason,
     },
+    /// As [`Command::NodeLost`], for a node whose address moves: everybody it served, and its moving
+    /// addresses, go to one node. If that cannot take them, this is a `NodeLost`. Since encoding version
+    /// 4.
+    NodeLostTo {
+        /// Node.
+        node: NodeId,
+        /// Start that was lost.
+        boot: BootId,
+        /// What the verdict rests on.
+        cause: LossCause,
+        /// Who takes its place.
+        taker: NodeId,
+    },
+    /// A node serves nobody at these moving addresses any more: they are whose they were. Since
+    /// encoding version 4.
+    ReleaseAddresses {
+        /// Node that held them.
+        node: NodeId,
+        /// Its start.
+        boot: BootId,
+        /// Addresses.
+        addresses: Vec<IpAddr>,
+    },
 }
 
 impl Command {
@@ -283,6 +307,12 @@ impl Command {
                 reason,
                 revoke_before: None,
             },
+            Self::NodeLostTo {
+                node,
+                boot,
+                cause,
+                taker: _,
+            } if version < 4 => Self::NodeLost { node, boot, cause },
             other => other,
         }
     }
@@ -293,6 +323,7 @@ impl Command {
     pub const fn since_version(&self) -> u8 {
         // Every command stands here, so that a new one cannot be forgotten.
         match self {
+            Self::NodeLostTo { .. } | Self::ReleaseAddresses { .. } => 4,
             Self::Depart { .. } => 3,
             Self::NodeLost { .. } | Self::RemoveNode { .. } => 2,
             Self::PutNode(Node { state, .. }) | Self::SetNodeState { state, .. } => {

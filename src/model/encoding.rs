@@ -19,8 +19,9 @@ use crate::State;
 use crate::command::Entry;
 
 /// The newest version. Each has what the one before has, and appends: version 2 `Command::NodeLost`,
-/// `Command::RemoveNode` and `NodeState::Lost`, version 3 `Command::Depart`.
-pub const VERSION: u8 = 3;
+/// `Command::RemoveNode` and `NodeState::Lost`, version 3 `Command::Depart`, version 4
+/// `Command::NodeLostTo` and `Command::ReleaseAddresses`.
+pub const VERSION: u8 = 4;
 
 /// The first version; the layouts of all later ones extend it.
 pub(crate) const VERSION_MIN: u8 = 1;

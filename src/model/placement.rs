@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use crate::State;
-use crate::cluster::NodeState;
+use crate::cluster::{Node, NodeState};
 use crate::id::{NodeId, ParticipantSid, TrackSid, fnv1a};
 use crate::map::Map;
 use crate::participant::Participant;
@@ -88,21 +88,47 @@ pub fn route(to: NodeId, publisher: &Participant) -> Option<Route> {
 }
 
 impl State {
+    /// Where a participant goes if its home is lost: to [`Self::taker`] if the home's address moves and
+    /// every node knows how, to [`Self::standby`] otherwise. Its checkpoints are kept there.
+    #[must_use]
+    pub fn successor(&self, participant: &Participant) -> Option<NodeId> {
+        self.taker(participant.home)
+            .or_else(|| self.standby(participant))
+    }
+
+    /// The node that takes the place of one whose address moves, with everybody it serves: by rendezvous
+    /// hashing as with [`Self::standby`], over the node's id, among those that have such an address
+    /// themselves. `None` if its address does not move, if not every node reads version 4, or if there
+    /// is no such node.
+    #[must_use]
+    pub fn taker(&self, lost: NodeId) -> Option<NodeId> {
+        let node = self.nodes.get(&lost)?;
+        if node.moving_addresses().is_empty() || !self.all_read(4) {
+            return None;
+        }
+        self.serving_beside(node)
+            .filter(|other| {
+                let other = self.nodes.get(other);
+                other.is_some_and(|other| !other.moving_addresses().is_empty())
+            })
+            .max_by_key(|other| (mix(mix(lost.0) ^ other.0), *other))
+    }
+
+    fn serving_beside<'a>(&'a self, node: &'a Node) -> impl Iterator<Item = NodeId> + 'a {
+        let others = self.nodes.values().filter(|other| {
+            other.id != node.id && other.state == NodeState::Serving && other.region == node.region
+        });
+        others.map(|other| other.id)
+    }
+
     /// The node that takes a participant over if its home is lost: by rendezvous hashing among the
     /// serving nodes of the home's region, so that a lost node's participants spread evenly and a
     /// change of one node moves only those that it concerns. `None` if there is no other such node.
     /// Costs a look at every node.
     #[must_use]
     pub fn standby(&self, participant: &Participant) -> Option<NodeId> {
-        let region = &self.nodes.get(&participant.home)?.region;
-        self.nodes
-            .values()
-            .filter(|node| {
-                node.id != participant.home
-                    && node.state == NodeState::Serving
-                    && node.region == *region
-            })
-            .map(|node| node.id)
+        let home = self.nodes.get(&participant.home)?;
+        self.serving_beside(home)
             .max_by_key(|node| (weight(&participant.sid, *node), *node))
     }
 }

@@ -21,6 +21,8 @@ mod value;
 pub use value::parse_duration;
 use value::{Period, PortRange};
 
+use crate::moving::Means;
+
 /// Why a configuration cannot be used.
 #[derive(Debug, Error)]
 pub enum ConfigError {
@@ -236,6 +238,8 @@ pub struct Config {
     pub udp_port: u16,
     /// Address that media listens on.
     pub media_ip: IpAddr,
+    /// Address for media that moves to another node with this node's people.
+    pub floating: Option<Floating>,
     /// Address offered for media.
     pub node_ip: Option<IpAddr>,
     /// Offer loopback.
@@ -333,6 +337,9 @@ struct Rtc {
     udp_port: Option<PortRange>,
     bind_address: Option<IpAddr>,
     node_ip: Option<IpAddr>,
+    floating_ip: Option<IpAddr>,
+    floating_interface: Option<String>,
+    floating_command: Option<PathBuf>,
     enable_loopback_candidate: Option<bool>,
     shards: Option<u16>,
 }
@@ -498,6 +505,7 @@ impl Config {
                 })
             })
             .collect::<Result<_, _>>()?;
+        let floating = floating(&file.rtc, &bind_addresses, udp)?;
         let prometheus_auth = file.prometheus.username.map(|user| {
             (
                 user,
@@ -540,6 +548,7 @@ impl Config {
             prometheus_auth,
             udp_port: udp.first,
             node_ip: file.rtc.node_ip,
+            floating,
             loopback_candidate: file
                 .rtc
                 .enable_loopback_candidate
@@ -730,6 +739,53 @@ fn range(path: &str, value: u64, min: u64, max: u64) -> Result<u64, ConfigError>
             format!("must be between {min} and {max}"),
         ))
     }
+}
+
+/// An address that moves, and how.
+#[derive(Clone, Debug)]
+pub struct Floating {
+    /// The address.
+    pub address: IpAddr,
+    /// How it is brought to a node.
+    pub means: Means,
+}
+
+fn floating(
+    rtc: &Rtc,
+    bind_addresses: &[IpAddr],
+    udp: PortRange,
+) -> Result<Option<Floating>, ConfigError> {
+    let Some(address) = rtc.floating_ip else {
+        let needless = [
+            ("rtc.floating_interface", rtc.floating_interface.is_some()),
+            ("rtc.floating_command", rtc.floating_command.is_some()),
+        ];
+        return match needless.into_iter().find(|(_, is_set)| *is_set) {
+            Some((key, _)) => Err(ConfigError::value(
+                key,
+                "has no effect without rtc.floating_ip",
+            )),
+            None => Ok(None),
+        };
+    };
+    let is_in_use = bind_addresses.contains(&address)
+        || [rtc.bind_address, rtc.node_ip].contains(&Some(address));
+    if is_in_use || address.is_unspecified() || address.is_multicast() {
+        let reason =
+            "must be an address that nothing else of this node uses: it moves to another node";
+        return Err(ConfigError::value("rtc.floating_ip", reason));
+    }
+    if udp.first == 0 {
+        let reason = "needs a fixed rtc.udp_port, the same on all nodes";
+        return Err(ConfigError::value("rtc.floating_ip", reason));
+    }
+    Ok(Some(Floating {
+        address,
+        means: Means {
+            command: rtc.floating_command.clone(),
+            interface: rtc.floating_interface.clone(),
+        },
+    }))
 }
 
 fn check_ports(udp: PortRange, shards: u16) -> Result<(), ConfigError> {

@@ -24,6 +24,7 @@ use crate::mesh::Mesh;
 use crate::shard::{ShardEvent, Shards};
 use crate::telemetry::Metrics;
 
+pub mod addresses;
 pub mod detector;
 pub mod detours;
 pub mod drain;

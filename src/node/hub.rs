@@ -20,6 +20,7 @@ use tokio::sync::oneshot;
 use crate::mesh::{Claims, Inbound, Mesh, proto};
 use crate::session::handover::Checkpoints;
 use crate::session::inbox::{Inbox, Message};
+use crate::session::unmissed::Unmissed;
 use crate::telemetry::Metrics;
 
 pub mod rooms;
@@ -37,6 +38,8 @@ struct Shared {
     metrics: Arc<Metrics>,
     /// What is held of sessions that may have to go on here.
     checkpoints: Arc<Checkpoints>,
+    /// Connections that go on here before their clients know.
+    unmissed: Unmissed,
     /// Touched by the feed task, by sessions and by the mesh; nothing waits while it is held.
     rooms: Mutex<Rooms>,
 }
@@ -52,6 +55,7 @@ impl Hub {
                 metrics,
                 rooms: Mutex::new(Rooms::new(node, checkpoints.clone())),
                 checkpoints,
+                unmissed: Unmissed::default(),
             }),
         }
     }
@@ -125,6 +129,12 @@ impl Hub {
     #[must_use]
     pub fn checkpoints(&self) -> &Checkpoints {
         &self.shared.checkpoints
+    }
+
+    /// Connections that go on here before their clients know.
+    #[must_use]
+    pub fn unmissed(&self) -> &Unmissed {
+        &self.shared.unmissed
     }
 
     /// A session ended.
@@ -205,6 +215,7 @@ const LET_GO_MAX: Duration = Duration::from_millis(200);
 impl Claims for Hub {
     async fn claim(&self, request: proto::ClaimRequest) -> proto::ClaimReply {
         let (name, sid) = (RoomName(request.room), ParticipantSid(request.sid));
+        self.shared.unmissed.end(&sid).await;
         let (let_go, gone) = oneshot::channel();
         let served = self
             .lock()

@@ -19,6 +19,7 @@ pub mod http;
 pub mod hub;
 pub mod interfaces;
 pub mod mesh;
+pub mod moving;
 pub mod run;
 pub mod session;
 pub mod shard;

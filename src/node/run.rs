@@ -6,7 +6,7 @@
 //! Ports come first, so that a taken one is found before anything is written.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -31,6 +31,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::admin::{self, AdminAccess, AdminContext, AdminTls};
 use crate::config::Config;
+use crate::control::addresses as moving_addresses;
 use crate::control::fence::{Fence, FenceConfig};
 use crate::control::health::{self, Outcomes};
 use crate::control::lease::Lease;
@@ -50,8 +51,10 @@ use crate::shard::Shards;
 use crate::telemetry::Metrics;
 use crate::udp::{Socket, Waker};
 
+mod addresses;
 mod membership;
 
+use addresses::Addresses;
 use membership::{Membership, enroll_request};
 
 /// How long clients that were asked to move may take before whoever is left moves at once.
@@ -67,6 +70,9 @@ const SEEDS_MAX: Duration = Duration::from_secs(60);
 const SEEDS_RETRY: Duration = Duration::from_millis(500);
 /// How often the group's state is copied into the metrics.
 const OBSERVE_INTERVAL: Duration = Duration::from_secs(2);
+/// How often a connection says where it stands if its address may move: so much of what it has sent need
+/// not be known to whoever goes on with it.
+const MOVING_CHECKPOINT_INTERVAL: Duration = Duration::from_millis(500);
 /// Longest frame that other nodes may send on the mesh.
 const MESH_MESSAGE_MAX: usize = 4 * 1024 * 1024;
 
@@ -122,6 +128,9 @@ impl Ports {
         for address in config.media_bind() {
             let bound =
                 Socket::bind(address).with_context(|| taken("UDP", "rtc.udp_port", address))?;
+            if config.floating.is_some() {
+                bound.0.allow_beside()?;
+            }
             media.push(bound);
         }
         let metrics = match config.prometheus_port {
@@ -146,68 +155,6 @@ fn taken(kind: &str, key: &str, address: SocketAddr) -> String {
         "{kind} port {address} cannot be opened: is another process using it? \
          Stop that one, or set `{key}` to a free port"
     )
-}
-
-/// Where a node is reached, from the configuration and the host.
-#[derive(Clone, Debug)]
-struct Addresses {
-    cluster: String,
-    admin: String,
-    client_url: String,
-    relay_ip: IpAddr,
-    candidates: Vec<IpAddr>,
-}
-
-impl Addresses {
-    fn of(config: &Config, ports: &Ports) -> anyhow::Result<Self> {
-        let own = crate::interfaces::addresses();
-        let bound = config.media_ip;
-        let fits = |address: &IpAddr| bound.is_ipv6() || address.is_ipv4();
-        let mut candidates: Vec<IpAddr> = match config.node_ip {
-            Some(address) => vec![address],
-            None if !bound.is_unspecified() => vec![bound],
-            None => own.iter().copied().filter(fits).collect(),
-        };
-        let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let reaches_loopback = bound.is_unspecified() || bound.is_loopback();
-        if (config.loopback_candidate || candidates.is_empty())
-            && reaches_loopback
-            && !candidates.contains(&loopback)
-        {
-            candidates.push(loopback);
-        }
-        let best = config
-            .node_ip
-            .or_else(|| candidates.first().copied())
-            .context("this host has no usable address: set rtc.node_ip")?;
-        let cluster_bind = ports.cluster.local_addr()?;
-        let cluster_ip = if cluster_bind.ip().is_unspecified() {
-            best
-        } else {
-            cluster_bind.ip()
-        };
-        let http_bind = ports.http[0].local_addr()?;
-        let http_ip = if http_bind.ip().is_unspecified() {
-            best
-        } else {
-            http_bind.ip()
-        };
-        Ok(Self {
-            cluster: config
-                .cluster_advertise
-                .clone()
-                .unwrap_or_else(|| SocketAddr::new(cluster_ip, cluster_bind.port()).to_string()),
-            admin: match &config.admin_advertise {
-                Some(address) => address.clone(),
-                None => ports.admin.local_addr()?.to_string(),
-            },
-            client_url: config.client_url.clone().unwrap_or_else(|| {
-                format!("http://{}", SocketAddr::new(http_ip, http_bind.port()))
-            }),
-            relay_ip: config.relay_ip.unwrap_or(best),
-            candidates,
-        })
-    }
 }
 
 impl Node {
@@ -302,6 +249,10 @@ impl Node {
             [0; 32],
         );
         engine.fresh_certificate = Arc::new(Certificate::generate()?);
+        if config.floating.is_some() {
+            engine.moves = true;
+            engine.checkpoint_interval = MOVING_CHECKPOINT_INTERVAL;
+        }
         let (shards, shard_events) = Shards::start(ports.media, &engine, &lease, &metrics)?;
         let shards = Arc::new(shards);
         let relay_addresses = shards
@@ -349,6 +300,8 @@ impl Node {
             state: NodeState::Serving,
             version: software_version(),
         };
+        let own = config.floating.iter().map(|floating| floating.address);
+        let record = record.with_moving_addresses(&own.collect::<Vec<_>>());
         tokio::select! {
             registered = register::register(&group, record.clone()) => registered?,
             reason = group.stopped() => return Err(halted(&reason)),
@@ -366,6 +319,20 @@ impl Node {
             open: open.clone(),
             metrics: metrics.clone(),
         };
+        if let Some(floating) = &config.floating {
+            let keeping = moving_addresses::Keeping {
+                plan: moving_addresses::Plan {
+                    node: id,
+                    boot,
+                    own: floating.address,
+                },
+                means: floating.means.clone(),
+                group: group.clone(),
+                sessions: sessions.clone(),
+                lease: lease.clone(),
+            };
+            tasks.spawn(without_end(moving_addresses::watch(keeping)));
+        }
         let fence = Fence::new(fence, group.clone(), mesh.clone(), hub.clone(), lease);
         tasks.spawn(without_end(fence.run()));
         tasks.spawn(without_end(health::watch(group.clone(), outcomes, ailing)));

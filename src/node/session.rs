@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use flotilla_model::command::{Command, Reply};
 use flotilla_model::event::Event;
-use flotilla_model::id::{Epoch, NodeId, RequestId, UnixMillis};
+use flotilla_model::id::{Epoch, RequestId, UnixMillis};
 use flotilla_model::participant::LeaveReason;
 use flotilla_raft::Change;
 use flotilla_raft::{Group, ProposeError};
@@ -40,6 +40,7 @@ use tracing::{Instrument as _, debug, error, info, trace, warn};
 use crate::control::takeovers::Takeovers;
 use crate::hub::Hub;
 use crate::mesh::enroll::wall_clock_ms;
+use crate::moving::Moving;
 use crate::shard::{Order, ShardHandle, Shards};
 use crate::telemetry::Metrics;
 
@@ -48,11 +49,13 @@ pub mod handover;
 pub mod inbox;
 pub mod media;
 mod takeover;
+pub mod unmissed;
 
 use connection::Connection;
 use handover::{Transports, Vault};
 use inbox::{Inbox, Message, Outlet};
 use media::SessionKey;
+use unmissed::Kept;
 
 /// Longest time between an accepted join and the WebSocket being there.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
@@ -73,6 +76,8 @@ pub struct Sessions {
     pub shards: Arc<Shards>,
     /// Keys for what sessions leave to each other.
     pub vault: Vault,
+    /// Addresses of this node that move.
+    pub moving: Moving,
     /// The record of takeovers.
     pub takeovers: Takeovers,
     /// Counters.
@@ -100,6 +105,7 @@ impl Sessions {
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         Arc::new(Self {
+            moving: Moving::default(),
             config,
             group,
             hub,
@@ -151,10 +157,14 @@ impl Sessions {
         result.map(|()| Accepted { inbox })
     }
 
+    fn new_key(&self) -> SessionKey {
+        SessionKey(self.keys.fetch_add(1, Ordering::Relaxed))
+    }
+
     fn task(self: &Arc<Self>, session: Session, single: bool, inbox: Inbox) -> Task {
         Task {
             node: self.clone(),
-            key: SessionKey(self.keys.fetch_add(1, Ordering::Relaxed)),
+            key: self.new_key(),
             shard: self.shards.of_room(session.room().as_str()).clone(),
             session,
             single,
@@ -167,7 +177,7 @@ impl Sessions {
             claim: None,
             adopted: None,
             transports: Transports::default(),
-            standby: None,
+            kept_at: Kept::default(),
             let_go: None,
             attached: false,
             ended: None,
@@ -198,8 +208,8 @@ struct Task {
     adopted: Option<Epoch>,
     /// Keys of its connections at its former home, until they are made here.
     transports: Transports,
-    /// Node that has its checkpoints.
-    standby: Option<NodeId>,
+    /// Which node has its checkpoints.
+    kept_at: Kept,
     /// Who waits for this session to be gone.
     let_go: Option<oneshot::Sender<()>>,
     /// The shard knows this session.
@@ -364,7 +374,7 @@ impl Task {
                     self.lose_connection(now);
                 }
             }
-            Message::Checkpoint(target, snapshot) => self.keep_transport(target, snapshot),
+            Message::Checkpoint(target, standing) => self.keep_standing(target, standing),
             Message::LetGo(epoch, gone) => {
                 // A claim of long ago is not about this session.
                 if self.session.epoch().is_none_or(|own| own < epoch) {

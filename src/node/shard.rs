@@ -17,13 +17,14 @@ use std::time::{Duration, Instant};
 use flotilla_media::command::Command;
 use flotilla_media::engine::{Engine, EngineConfig, EngineStats};
 use flotilla_media::event::Event;
+use flotilla_media::via;
 use flotilla_model::id::{NodeId, TrackSid};
 use rand::RngCore as _;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info};
 
 use crate::control::lease::Lease;
-use crate::session::inbox::{Inbox, Message};
+use crate::session::inbox::{Inbox, Message, Standing};
 use crate::session::media::{self, SessionKey};
 use crate::telemetry::Metrics;
 use crate::udp::{Socket, Waker};
@@ -66,6 +67,10 @@ pub enum Order {
     Attach(SessionKey, Inbox),
     /// The session ended: its peers close.
     Detach(SessionKey),
+    /// The shard has another address of its own.
+    Open(Box<Socket>),
+    /// That address is another node's from now on.
+    Close(via::Local),
     /// A view of the engine, for metrics and the admin API.
     Inspect(oneshot::Sender<ShardView>),
     /// End the thread.
@@ -240,6 +245,7 @@ impl Shards {
             let shard = Shard {
                 index,
                 socket,
+                beside: Vec::new(),
                 orders: orders_out,
                 events: events.clone(),
                 sessions: HashMap::new(),
@@ -296,6 +302,8 @@ impl Shards {
 struct Shard {
     index: usize,
     socket: Socket,
+    /// Those of addresses that move.
+    beside: Vec<Socket>,
     orders: mpsc::Receiver<Order>,
     events: mpsc::Sender<ShardEvent>,
     sessions: HashMap<SessionKey, Inbox>,
@@ -387,7 +395,7 @@ impl Shard {
         loop {
             let wait = self.wait_time(engine);
             let slept = Instant::now();
-            self.socket.wait(wait)?;
+            self.socket.wait(&self.beside, wait)?;
             let now = Instant::now();
             let due = wait.map_or(slept, |wait| slept + wait);
             self.check_lease(now, now.saturating_duration_since(due));
@@ -429,6 +437,11 @@ impl Shard {
                         engine.handle_command(now, Command::ClosePeer { peer });
                     }
                 }
+                Ok(Order::Open(socket)) => {
+                    self.beside.retain(|known| known.local() != socket.local());
+                    self.beside.push(*socket);
+                }
+                Ok(Order::Close(local)) => self.beside.retain(|known| known.local() != local),
                 #[cfg(test)]
                 Ok(Order::Panic) => panic!("as a test asked"),
                 Ok(Order::Inspect(answer)) => {
@@ -474,9 +487,29 @@ impl Shard {
     }
 
     fn take_datagrams(&mut self, now: Instant, engine: &mut Engine) -> io::Result<()> {
+        for at in 0..self.beside.len() {
+            if let Err(error) = self.take_datagrams_at(now, engine, Some(at)) {
+                tracing::debug!(%error, "a socket of an address that moves");
+            }
+        }
+        self.take_datagrams_at(now, engine, None)
+    }
+
+    fn take_datagrams_at(
+        &mut self,
+        now: Instant,
+        engine: &mut Engine,
+        beside: Option<usize>,
+    ) -> io::Result<()> {
         loop {
             let (lapsed, handling) = (&mut self.lapsed, &mut self.handling);
-            let count = self.socket.receive(|from, bytes| {
+            let socket = match beside {
+                None => &mut self.socket,
+                Some(at) => &mut self.beside[at],
+            };
+            let local = socket.local();
+            let count = socket.receive(|from, bytes| {
+                let from = via::mark(from, local);
                 *handling = Some(from);
                 if let Some(lapsed) = lapsed {
                     lapsed.hear(now, from);
@@ -500,9 +533,19 @@ impl Shard {
                 Event::RelayStarted { track, from } => {
                     self.offer(ShardEvent::RelayStarted { track, from });
                 }
-                Event::Checkpoint { peer, snapshot } => {
+                Event::Checkpoint {
+                    peer,
+                    snapshot,
+                    passage,
+                    descriptions,
+                } => {
                     if let Some(inbox) = self.sessions.get(&SessionKey::of(peer)) {
-                        inbox.offer(Message::Checkpoint(media::target(peer), snapshot));
+                        let standing = Standing {
+                            transport: snapshot,
+                            passage,
+                            descriptions,
+                        };
+                        inbox.offer(Message::Checkpoint(media::target(peer), standing));
                     }
                 }
                 event => self.give_session(event),
@@ -573,14 +616,16 @@ impl Shard {
             let held_back = queue.retain(|to| lapsed.is_some_and(|lapsed| lapsed.serves(now, to)));
             self.metrics.datagrams_fenced.inc_by(held_back as u64);
         }
-        let sent = self.socket.send(queue);
-        queue.clear();
-        self.metrics.datagrams_sent.inc_by(sent.sent as u64);
-        self.metrics.send_calls.inc_by(sent.calls as u64);
-        if sent.dropped > 0 {
-            self.metrics.datagrams_unsent.inc_by(sent.dropped as u64);
-            tracing::debug!(dropped = sent.dropped, "the kernel refused datagrams");
+        for socket in std::iter::once(&mut self.socket).chain(&mut self.beside) {
+            let sent = socket.send(queue);
+            self.metrics.datagrams_sent.inc_by(sent.sent as u64);
+            self.metrics.send_calls.inc_by(sent.calls as u64);
+            if sent.dropped > 0 {
+                self.metrics.datagrams_unsent.inc_by(sent.dropped as u64);
+                tracing::debug!(dropped = sent.dropped, "the kernel refused datagrams");
+            }
         }
+        queue.clear();
     }
 }
 

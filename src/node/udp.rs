@@ -24,6 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use flotilla_media::transmit::TransmitQueue;
+use flotilla_media::via;
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 
 /// Largest datagram taken one by one; media and its transport stay below the path's 1,500 bytes.
@@ -50,6 +51,8 @@ pub enum Offload {
 /// The socket and its wake-up line.
 pub struct Socket {
     socket: UdpSocket,
+    /// Number of its address among the shard's own; see [`via`].
+    local: via::Local,
     wake: UnixStream,
     waker: Waker,
     io: Io,
@@ -104,24 +107,40 @@ impl Socket {
         Self::bind_with(address, Offload::Segments)
     }
 
+    /// Lets sockets of single addresses come beside this one, which has the port for all of them. Nobody
+    /// else has it by now.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn allow_beside(&self) -> io::Result<()> {
+        socket2::SockRef::from(&self.socket).set_reuse_address(true)
+    }
+
+    /// Binds an address of a shard beside that of its main socket, which may have the same port for all
+    /// addresses ([`Self::allow_beside`]). Only what is marked with `local` is sent here.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn bind_beside(address: SocketAddr, local: via::Local) -> io::Result<Self> {
+        let raw = raw_socket(address)?;
+        raw.set_reuse_address(true)?;
+        raw.bind(&address.into())?;
+        let (mut socket, _) = Self::open(raw, address, Offload::Segments)?;
+        socket.local = local;
+        Ok(socket)
+    }
+
     /// As [`Self::bind`], using no more than `most`.
     ///
     /// # Errors
     /// The system's.
     pub fn bind_with(address: SocketAddr, most: Offload) -> io::Result<(Self, Waker)> {
-        let raw = RawSocket::new(
-            Domain::for_address(address),
-            Type::DGRAM,
-            Some(Protocol::UDP),
-        )?;
-        if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
-            raw.set_only_v6(false)?;
-        }
-        // Refused sizes are not fatal: small buffers lose packets only under load.
-        let _ = raw.set_recv_buffer_size(BUFFER_BYTES);
-        let _ = raw.set_send_buffer_size(BUFFER_BYTES);
-        raw.set_nonblocking(true)?;
+        let raw = raw_socket(address)?;
         raw.bind(&address.into())?;
+        Self::open(raw, address, most)
+    }
+
+    fn open(raw: RawSocket, address: SocketAddr, most: Offload) -> io::Result<(Self, Waker)> {
         let socket: UdpSocket = raw.into();
 
         let (line, wake) = UnixStream::pair()?;
@@ -134,6 +153,7 @@ impl Socket {
         let socket = Self {
             io: Io::new(&socket, address, most),
             socket,
+            local: 0,
             wake,
             waker: waker.clone(),
         };
@@ -150,6 +170,12 @@ impl Socket {
         }
     }
 
+    /// Number of its address among the shard's own; 0: the main socket.
+    #[must_use]
+    pub const fn local(&self) -> via::Local {
+        self.local
+    }
+
     /// Where it is bound.
     ///
     /// # Errors
@@ -158,26 +184,36 @@ impl Socket {
         self.socket.local_addr()
     }
 
-    /// Sleeps until a datagram is there, somebody woke it, or the time is over (`None`: forever).
+    /// Sleeps until a datagram is there or at a socket beside it, somebody woke it, or the time is over
+    /// (`None`: forever).
     ///
     /// # Errors
     /// The system's; an interruption is not one.
-    pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        let timeout = match &self.io {
-            Io::Single { .. } => timeout,
-            // Datagrams that were received and not handed over do not show on the socket.
-            #[cfg(target_os = "linux")]
-            Io::Batched { receiver, .. } if receiver.has_more() => Some(Duration::ZERO),
-            #[cfg(target_os = "linux")]
-            Io::Batched { .. } => timeout,
+    pub fn wait(&mut self, beside: &[Self], timeout: Option<Duration>) -> io::Result<()> {
+        // Datagrams that were received and not handed over do not show on the socket.
+        let has_more = self.has_more() || beside.iter().any(Self::has_more);
+        let timeout = if has_more {
+            Some(Duration::ZERO)
+        } else {
+            timeout
         };
-        let mut lines = [self.socket.as_raw_fd(), self.wake.as_raw_fd()].map(|fd| libc::pollfd {
+        let line = |fd| libc::pollfd {
             fd,
             events: libc::POLLIN,
             revents: 0,
-        });
-        wait_for(&mut lines, timeout)?;
-        if lines[1].revents != 0 {
+        };
+        let own = [self.wake.as_raw_fd(), self.socket.as_raw_fd()].map(line);
+        let is_woken = if beside.is_empty() {
+            let mut lines = own;
+            wait_for(&mut lines, timeout)?;
+            lines[0].revents != 0
+        } else {
+            let others = beside.iter().map(|socket| line(socket.socket.as_raw_fd()));
+            let mut lines: Vec<_> = own.into_iter().chain(others).collect();
+            wait_for(&mut lines, timeout)?;
+            lines[0].revents != 0
+        };
+        if is_woken {
             let mut drained = [0; 64];
             while matches!(self.wake.read(&mut drained), Ok(count) if count == drained.len()) {}
             // Lowered after the line is empty, or a wake-up in between would be read here and leave
@@ -185,6 +221,14 @@ impl Socket {
             self.waker.pending.swap(false, Ordering::AcqRel);
         }
         Ok(())
+    }
+
+    fn has_more(&self) -> bool {
+        match &self.io {
+            Io::Single { .. } => false,
+            #[cfg(target_os = "linux")]
+            Io::Batched { receiver, .. } => receiver.has_more(),
+        }
     }
 
     /// Makes the next [`Self::wait`] return at once.
@@ -208,13 +252,14 @@ impl Socket {
         }
     }
 
-    /// Sends everything in the queue; the caller clears it. Order is kept per destination.
+    /// Sends everything in the queue that goes by this address; the caller clears it. Order is kept per
+    /// destination.
     pub fn send(&mut self, queue: &TransmitQueue) -> Sent {
         #[cfg(target_os = "linux")]
         if let Io::Batched { sender, .. } = &mut self.io {
-            return sender.send(&self.socket, queue);
+            return sender.send(&self.socket, self.local, queue);
         }
-        send_single(&self.socket, queue)
+        send_single(&self.socket, self.local, queue)
     }
 }
 
@@ -270,15 +315,29 @@ fn receive_single(
     Ok(count)
 }
 
-fn send_single(socket: &UdpSocket, queue: &TransmitQueue) -> Sent {
+fn raw_socket(address: SocketAddr) -> io::Result<RawSocket> {
+    let raw = RawSocket::new(
+        Domain::for_address(address),
+        Type::DGRAM,
+        Some(Protocol::UDP),
+    )?;
+    if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
+        raw.set_only_v6(false)?;
+    }
+    // Refused sizes are not fatal: small buffers lose packets only under load.
+    let _ = raw.set_recv_buffer_size(BUFFER_BYTES);
+    let _ = raw.set_send_buffer_size(BUFFER_BYTES);
+    raw.set_nonblocking(true)?;
+    Ok(raw)
+}
+
+fn send_single(socket: &UdpSocket, local: via::Local, queue: &TransmitQueue) -> Sent {
     let mut report = Sent::default();
     let is_ipv6 = socket.local_addr().is_ok_and(|address| address.is_ipv6());
-    for datagram in queue.datagrams() {
-        let to = if is_ipv6 {
-            mapped(datagram.to)
-        } else {
-            datagram.to
-        };
+    let datagrams = queue.datagrams().iter();
+    for datagram in datagrams.filter(|datagram| via::local(datagram.to) == local) {
+        let to = via::plain(datagram.to);
+        let to = if is_ipv6 { mapped(to) } else { to };
         let mut waited = false;
         loop {
             report.calls += 1;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::Engine;
 use crate::command::PeerId;
 use crate::event::Event;
+use crate::peer::passage::SENT_MAX;
 
 /// Least time between two checkpoints of a peer, however much happens: a client that makes up
 /// streams costs no more than this.
@@ -25,13 +26,30 @@ impl Engine {
         let Some(snapshot) = peer.transport.export() else {
             return;
         };
+        let (mut passage, mut descriptions) = (None, None);
+        if self.config.moves {
+            passage = peer.transport.passage().map(|mut passage| {
+                passage.streams = self.router.sent(now, id);
+                for stream in &mut passage.streams {
+                    peer.transport.note_sent(stream);
+                }
+                Box::new(passage)
+            });
+            descriptions = peer.described.take_new();
+            peer.transport.allow(SENT_MAX);
+        }
         peer.checkpoint.made = Some((now, peer.transport.progress()));
         peer.checkpoint.due = Some(now + interval);
         if let Some(receiver) = peer.transport.receiver() {
             receiver.take_news();
         }
         let snapshot = Box::new(snapshot);
-        self.push_event(Event::Checkpoint { peer: id, snapshot });
+        self.push_event(Event::Checkpoint {
+            peer: id,
+            snapshot,
+            passage,
+            descriptions,
+        });
     }
 
     /// Something came that the last checkpoint does not tell.

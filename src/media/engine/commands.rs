@@ -29,6 +29,12 @@ impl Engine {
                 };
                 self.create_peer(now, peer, plan);
             }
+            Command::GoOn {
+                peer,
+                role,
+                negotiated_channels,
+                from,
+            } => self.go_on(now, peer, (role, negotiated_channels), *from),
             Command::Export { peer } => self.checkpoint(now, peer),
             Command::ClosePeer { peer } => self.close_peer(now, peer),
             Command::Offer { peer, id, sdp } => self.take_offer(now, peer, id, &sdp),
@@ -79,7 +85,10 @@ impl Engine {
         }
     }
 
-    fn create_peer(&mut self, now: Instant, id: PeerId, plan: Plan) {
+    pub(super) fn create_peer(&mut self, now: Instant, id: PeerId, plan: Plan) {
+        let Some(plan) = self.welcome(now, id, plan) else {
+            return;
+        };
         if self.peers.contains_key(&id) {
             tracing::warn!(peer = id.0, "a peer was created twice");
             return;
@@ -104,7 +113,7 @@ impl Engine {
 
     /// Silently: a client that leaves closes its side itself, and one that moves to another node
     /// must not see its data channels die.
-    fn close_peer(&mut self, now: Instant, id: PeerId) {
+    pub(super) fn close_peer(&mut self, now: Instant, id: PeerId) {
         let Some(mut peer) = self.peers.remove(&id) else {
             return;
         };
@@ -125,8 +134,13 @@ impl Engine {
                     self.ufrags
                         .insert(peer.transport.local_credentials().ufrag.clone(), id);
                 }
-                peer.answer(now, offer, &self.config, &mut self.rng)
-                    .map_err(|refusal| refusal.to_string())
+                let answered = peer.answer(now, offer, &self.config, &mut self.rng);
+                if self.config.moves
+                    && let Ok(written) = &answered
+                {
+                    peer.described.agree(sdp.to_owned(), written.sdp.clone());
+                }
+                answered.map_err(|refusal| refusal.to_string())
             }
             Err(refusal) => Err(refusal.to_string()),
         };
@@ -153,6 +167,9 @@ impl Engine {
         let outcome = outcome
             .map_err(|refusal| refusal.to_string())
             .and_then(|()| peer.take_remote(now).map_err(|refusal| refusal.to_string()));
+        if self.config.moves && outcome.is_ok() {
+            peer.described.answered(sdp);
+        }
         match outcome {
             Ok(()) => self.sync(now, id),
             Err(reason) => self.refuse_description(id, number, reason),
@@ -201,6 +218,10 @@ impl Engine {
         self.router.publish(now, id, &track, epoch);
         self.announce(now, &track, Some(id));
         self.sync(now, id);
+        if self.peers.get(&id).is_some_and(|peer| peer.is_unmissed) {
+            // It is connected already: its picture is missing now.
+            self.router.peer_resumed(now, id);
+        }
         self.advance(now, id);
     }
 
@@ -239,7 +260,7 @@ impl Engine {
         }
     }
 
-    fn subscribe(
+    pub(super) fn subscribe(
         &mut self,
         now: Instant,
         id: PeerId,

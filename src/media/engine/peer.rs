@@ -8,7 +8,7 @@ use rand::Rng;
 
 use super::EngineConfig;
 use super::addresses::Addresses;
-use crate::command::{PeerId, PeerRole, Restore};
+use crate::command::{Continuation, PeerId, PeerRole, Restore};
 use crate::peer::negotiation::{self, Local, Negotiation, Offer, Written};
 use crate::peer::sctp::ChannelPlan;
 use crate::peer::transport::{
@@ -35,6 +35,39 @@ pub(super) struct Plan {
     pub(super) restore: Option<Box<Restore>>,
 }
 
+/// The last offer and answer, kept only where another node may need them.
+#[derive(Default)]
+pub(super) struct Described {
+    /// The engine's offer that waits for its answer.
+    offered: Option<String>,
+    agreed: Option<(String, String)>,
+    is_new: bool,
+}
+
+impl Described {
+    pub(super) fn offered(&mut self, offer: &str) {
+        self.offered = Some(offer.to_owned());
+    }
+
+    /// The client answered what was offered.
+    pub(super) fn answered(&mut self, answer: &str) {
+        if let Some(offer) = self.offered.take() {
+            self.agree(offer, answer.to_owned());
+        }
+    }
+
+    pub(super) fn agree(&mut self, offer: String, answer: String) {
+        self.agreed = Some((offer, answer));
+        self.is_new = true;
+    }
+
+    /// What was agreed on since this was asked last.
+    pub(super) fn take_new(&mut self) -> Option<Box<(String, String)>> {
+        let is_new = std::mem::take(&mut self.is_new);
+        self.agreed.clone().filter(|_| is_new).map(Box::new)
+    }
+}
+
 /// When a peer's state is reported.
 #[derive(Default)]
 pub(super) struct Checkpoint {
@@ -53,6 +86,10 @@ pub(super) struct Peer {
     addresses: Vec<SocketAddr>,
     /// Continues a connection from another node.
     pub(super) is_restored: bool,
+    /// Continues one whose client does not know.
+    pub(super) is_unmissed: bool,
+    opens_channels: bool,
+    pub(super) described: Described,
     pub(super) checkpoint: Checkpoint,
     /// The schedule's entry that counts.
     scheduled: Option<Instant>,
@@ -68,18 +105,9 @@ impl Peer {
         rng: &mut impl Rng,
     ) -> Result<Self, &'static str> {
         let role = plan.role;
-        let channels = match role {
-            PeerRole::Subscriber => ChannelPlan::Server,
-            PeerRole::Single if plan.negotiated_channels => ChannelPlan::Negotiated,
-            PeerRole::Single | PeerRole::Publisher => ChannelPlan::Client,
-        };
-        let transport = TransportConfig {
-            certificate: config.certificate.clone(),
-            timeouts: config.timeouts,
-            channels,
-            data: config.data,
-        };
+        let transport = transport_config(config, role, plan.negotiated_channels);
         let is_restored = plan.restore.is_some();
+        let opens_channels = transport.channels != ChannelPlan::Client;
         let (transport, negotiation) = match plan.restore {
             None => {
                 let negotiation = Negotiation::new(now, role, config.limits, rng);
@@ -97,6 +125,51 @@ impl Peer {
             negotiation,
             addresses: Vec::new(),
             is_restored,
+            is_unmissed: false,
+            opens_channels,
+            described: Described::default(),
+            checkpoint: Checkpoint::default(),
+            scheduled: None,
+        })
+    }
+
+    /// A peer that goes on where another node was, without a word to its client.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub(super) fn go_on(
+        now: Instant,
+        config: &EngineConfig,
+        (role, negotiated_channels): (PeerRole, bool),
+        from: &Continuation,
+        rng: &mut impl Rng,
+    ) -> Result<Self, String> {
+        let transport = transport_config(config, role, negotiated_channels);
+        let (offer, answer) = &from.descriptions;
+        let negotiation = Negotiation::go_on(
+            now,
+            role,
+            config.limits,
+            (offer, answer),
+            (from.transport.sent(), &from.passage.streams),
+            rng,
+        );
+        let negotiation = negotiation.map_err(|refusal| refusal.to_string())?;
+        let opens_channels = transport.channels != ChannelPlan::Client;
+        let parts = (&from.transport, &from.passage);
+        let transport = Transport::go_on(now, &transport, parts, SKIP, rng)
+            .map_err(|reason| reason.name().to_owned())?;
+        let mut described = Described::default();
+        described.agree(offer.clone(), answer.clone());
+        Ok(Self {
+            role,
+            transport,
+            negotiation,
+            addresses: Vec::new(),
+            is_restored: true,
+            is_unmissed: true,
+            opens_channels,
+            described,
             checkpoint: Checkpoint::default(),
             scheduled: None,
         })
@@ -153,6 +226,11 @@ impl Peer {
         self.transport.set_remote(now, &remote)
     }
 
+    /// Its data channels are opened from this side.
+    pub(super) fn opens_channels(&self) -> bool {
+        self.opens_channels
+    }
+
     /// The client is connected and this is where its media goes.
     pub(super) fn lives_at(&self, address: SocketAddr) -> bool {
         self.transport.is_connected() && self.transport.destination() == Some(address)
@@ -202,6 +280,23 @@ impl Peer {
     /// An entry came up; says whether it is the one that counts.
     pub(super) fn take_scheduled(&mut self, now: Instant) -> bool {
         self.scheduled.take_if(|at| *at <= now).is_some()
+    }
+}
+
+fn transport_config(
+    config: &EngineConfig,
+    role: PeerRole,
+    negotiated_channels: bool,
+) -> TransportConfig {
+    TransportConfig {
+        certificate: config.certificate.clone(),
+        timeouts: config.timeouts,
+        channels: match role {
+            PeerRole::Subscriber => ChannelPlan::Server,
+            PeerRole::Single if negotiated_channels => ChannelPlan::Negotiated,
+            PeerRole::Single | PeerRole::Publisher => ChannelPlan::Client,
+        },
+        data: config.data,
     }
 }
 

@@ -1,6 +1,7 @@
 //! The engine as a whole, with clients that are real below their SDP.
 
 mod allocations;
+mod going_on;
 mod takeover;
 mod world;
 

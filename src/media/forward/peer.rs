@@ -7,6 +7,7 @@ use rand::Rng;
 
 use crate::forward::parameters::SendSection;
 use crate::index::IdMap;
+use crate::peer::passage::SentStream;
 use crate::receive::demux::Demux;
 use crate::rtp::twcc::Arrivals;
 use crate::send::congestion::Congestion;
@@ -31,6 +32,10 @@ pub struct Peer {
     pub sections: Vec<SendSection>,
     /// Tracks by the SSRC (media or repair) they are sent under.
     pub sent: IdMap<u32, TrackSid>,
+    /// Streams that began at another node and go on here once their subscriptions are bound.
+    pub going_on: Vec<SentStream>,
+    /// Since when.
+    pub going_on_since: Option<Instant>,
     /// What its path can take.
     pub congestion: Congestion,
     /// When it is sent reception reports next.
@@ -52,6 +57,8 @@ impl Peer {
             any_ssrc: 0,
             sections: vec![],
             sent: IdMap::default(),
+            going_on: Vec::new(),
+            going_on_since: None,
             congestion: Congestion::default(),
             report_at: now,
             remb_bps: 0,

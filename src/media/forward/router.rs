@@ -21,6 +21,7 @@ use crate::forward::peer::Peer;
 use crate::forward::subscription::{Start, Subscription};
 use crate::forward::track::{Outbound, REORDER_CLIENT, Track};
 use crate::index::IdMap;
+use crate::peer::passage::{STREAMS_MAX, SentStream};
 use crate::receive::demux::Section;
 use crate::relay::link::{Link, Local};
 use crate::relay::transit::{Course, Passage};
@@ -186,8 +187,37 @@ impl Router {
         };
         if let Some(subscription) = track.subscription_mut(peer) {
             subscription.set_section(section, start);
+            let from = state.going_on.iter().find(|from| from.track == *sid);
+            if let Some((from, since)) = from.zip(state.going_on_since) {
+                subscription.go_on(since, from);
+            }
             subscription.set_connected(state.is_connected);
         }
+    }
+
+    /// How far each stream to a peer was sent, see [`Subscription::sent`].
+    #[must_use]
+    pub fn sent(&self, now: Instant, peer: PeerId) -> Vec<SentStream> {
+        let Some(state) = self.peers.get(&peer) else {
+            return Vec::new();
+        };
+        let sections = state.sections.iter();
+        let streams = sections.filter_map(|section| {
+            let track = &self.tracks[*self.by_sid.get(&section.track)?];
+            let index = track.find_subscription(peer).ok()?;
+            track.subscriptions[index].sent(now, &section.track)
+        });
+        streams.take(STREAMS_MAX).collect()
+    }
+
+    /// The peer's streams began at another node: each goes on as soon as it has its section.
+    pub fn go_on(&mut self, now: Instant, peer: PeerId, streams: Vec<SentStream>) {
+        let state = self
+            .peers
+            .entry(peer)
+            .or_insert_with(|| Peer::new(now, &mut self.rng));
+        state.going_on = streams;
+        state.going_on_since = Some(now);
     }
 
     fn start(&mut self) -> Start {

@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use flotilla_model::id::TrackSid;
 use flotilla_model::track::Quality;
 use flotilla_model::unit::Bitrate;
 
@@ -14,6 +15,7 @@ use crate::forward::Wire;
 use crate::forward::parameters::SendSection;
 use crate::forward::rewrite::{Shared, Template, abs_send_time, write_media, write_repair};
 use crate::forward::select::lower;
+use crate::peer::passage::{JUMP, SentStream};
 use crate::receive::report::{SenderClock, to_ticks};
 use crate::receive::ring::{Ring, Stored};
 use crate::receive::stream::Stream;
@@ -40,6 +42,8 @@ pub struct Subscription {
     /// A section is negotiated and the peer is connected.
     is_ready: bool,
     is_started: bool,
+    /// Its stream began at another node.
+    goes_on: bool,
     /// The hot template carries the mid; the other one lies in the cold part.
     has_mid: bool,
     segment: Segment,
@@ -110,6 +114,7 @@ impl Subscription {
             target: NO_LAYER,
             is_ready: false,
             is_started: false,
+            goes_on: false,
             has_mid: true,
             segment: Segment::nothing(),
             next: 0,
@@ -195,9 +200,51 @@ impl Subscription {
                 self.cold.repair_sequence = start.repair_sequence & 0x7fff;
                 self.cold.reports = Reports::default();
                 self.is_started = false;
+                self.goes_on = false;
             }
         }
         self.update_ready();
+    }
+
+    /// How far its stream was sent. SRTP indices are those before the first packet: whoever protects
+    /// knows better after it. `None` without a section.
+    #[must_use]
+    pub fn sent(&self, now: Instant, track: &TrackSid) -> Option<SentStream> {
+        let section = self.cold.section.as_ref()?;
+        let age = now.saturating_duration_since(self.last_arrived).as_millis();
+        let has_sent = self.packets > 0 || self.goes_on;
+        Some(SentStream {
+            track: track.clone(),
+            ssrc: section.ssrc,
+            repair_ssrc: section.rtx_ssrc,
+            index: self.last_sent % (1 << 16),
+            repair_index: u64::from(self.cold.repair_sequence.saturating_sub(1)),
+            timestamp: self.last_timestamp,
+            age_ms: u32::try_from(age).ok().filter(|_| has_sent),
+            picture: self.last_picture,
+            tl0: self.last_tl0,
+            settings: self.cold.settings,
+        })
+    }
+
+    /// Goes on with a stream of another node where it was, [`JUMP`] packets later. Has no effect under
+    /// another SSRC.
+    pub fn go_on(&mut self, now: Instant, from: &SentStream) {
+        if self.ssrc() != Some(from.ssrc) || self.packets > 0 {
+            return;
+        }
+        // Only the low half is sent; the rollover counter is SRTP's.
+        self.last_sent = (1 << 16) + (from.index + JUMP) % (1 << 16);
+        self.cold.repair_sequence = ((from.repair_index + JUMP) as u16).wrapping_add(1);
+        let Some(age_ms) = from.age_ms else {
+            return;
+        };
+        self.last_timestamp = from.timestamp;
+        self.last_picture = from.picture;
+        self.last_tl0 = from.tl0;
+        let age = Duration::from_millis(age_ms.into());
+        self.last_arrived = now.checked_sub(age).unwrap_or(now);
+        self.goes_on = true;
     }
 
     /// The peer's connection came up or went away.
@@ -356,7 +403,7 @@ impl Subscription {
         let Some(first) = stream.ring.find(start).copied() else {
             return false;
         };
-        let has_sent = self.packets > 0;
+        let has_sent = self.packets > 0 || self.goes_on;
         if self.layer != NO_LAYER {
             self.close_segment();
             self.cold.switches += 1;

@@ -21,6 +21,8 @@ pub use message::request_ufrag;
 use message::{Request, Verdict};
 
 use crate::discard::Discard;
+use crate::peer::passage::Passage;
+use crate::via;
 
 /// User fragment and password of one end.
 #[derive(Clone, PartialEq, Eq)]
@@ -148,6 +150,49 @@ impl IceAgent {
             transmits: VecDeque::new(),
             retired: VecDeque::new(),
         }
+    }
+
+    /// Goes on with the agent of another node, as if its client had just been heard on the path that it
+    /// nominated there.
+    pub(super) fn go_on(now: Instant, timeouts: IceTimeouts, passage: &Passage) -> Self {
+        let client = via::mark(passage.client, passage.local);
+        let local = passage.credentials.iter().map(|(ufrag, pwd)| Credentials {
+            ufrag: ufrag.clone(),
+            pwd: pwd.clone(),
+        });
+        Self {
+            timeouts,
+            local: local.collect(),
+            remote_ufrag: passage.client_ufrag.clone(),
+            nominated: Some(client),
+            remotes: vec![client],
+            state: IceState::Connected,
+            // A restart that was under way goes on: its credentials come first.
+            restarting: passage.credentials.len() > 1,
+            deadline: Some(now + timeouts.disconnected),
+            transmits: VecDeque::new(),
+            retired: VecDeque::new(),
+        }
+    }
+
+    /// What [`Self::go_on`] needs elsewhere, without streams; `None` before there is a path.
+    pub(super) fn passage(&self) -> Option<Passage> {
+        let client = self.nominated?;
+        let credentials = self.local.iter();
+        Some(Passage {
+            credentials: credentials
+                .map(|c| (c.ufrag.clone(), c.pwd.clone()))
+                .collect(),
+            client_ufrag: self.remote_ufrag.clone(),
+            client: via::plain(client),
+            local: via::local(client),
+            streams: Vec::new(),
+        })
+    }
+
+    /// User fragments that checks may name.
+    pub(super) fn ufrags(&self) -> impl Iterator<Item = &str> {
+        self.local.iter().map(|local| local.ufrag.as_str())
     }
 
     /// Credentials for the next description.

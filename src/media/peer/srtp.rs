@@ -79,11 +79,23 @@ pub fn server_ends(profile: Profile, material: &[u8]) -> Option<(SrtpSender, Srt
 pub struct SrtpSender {
     cipher: Cipher,
     /// Indices used, per SSRC.
-    streams: Streams<Window>,
+    streams: Streams<Sent>,
     /// Last SRTCP index used; one count for all SSRCs is as good as one for each.
     rtcp_index: u32,
     /// SSRCs that another node used with this key, which are never used here.
     forbidden: Vec<u32>,
+    /// RTP packets protected.
+    packets: u64,
+    /// How many of an SSRC may follow each call of [`SrtpSender::allow`]; `None`: any number.
+    allowed: Option<u32>,
+}
+
+/// What was sent under an SSRC.
+#[derive(Clone, Default)]
+struct Sent {
+    window: Window,
+    /// Highest index that may be used.
+    limit: Option<u64>,
 }
 
 impl SrtpSender {
@@ -94,27 +106,36 @@ impl SrtpSender {
             streams: Streams::new(SEND_STREAMS_MAX),
             rtcp_index: 0,
             forbidden: Vec::new(),
+            packets: 0,
+            allowed: None,
         })
     }
 
     /// Protects the RTP packet in the first `len` bytes of `buf`, which needs
     /// [`RTP_OVERHEAD_MAX`] spare bytes behind them. Gives the protected length.
     ///
-    /// `None`: not an RTP packet, no room, or its sequence number was used or passed long ago, and
-    /// using it again would break the cipher.
+    /// `None`: not an RTP packet, no room, its sequence number was used or passed long ago, and
+    /// using it again would break the cipher, or [`SrtpSender::allow`] has to be called first.
     pub fn protect_rtp(&mut self, buf: &mut [u8], len: usize) -> Option<usize> {
         let head = RtpHead::parse(buf.get(..len)?)?;
         if buf.len() < len + self.cipher.rtp_overhead() {
             return None;
         }
         let forbidden = &self.forbidden;
-        let window = self
+        let sent = self
             .streams
             .get_or_insert(head.ssrc, || forbidden.contains(&head.ssrc))?;
-        let index = window.index_to_send(head.sequence)?;
-        if !window.accept(index) {
+        let index = sent.window.index_to_send(head.sequence)?;
+        if let Some(allowed) = self.allowed {
+            let limit = *sent.limit.get_or_insert(index + u64::from(allowed));
+            if index > limit {
+                return None;
+            }
+        }
+        if !sent.window.accept(index) {
             return None;
         }
+        self.packets += 1;
         self.cipher.seal_rtp(buf, head, len, index)
     }
 
@@ -130,9 +151,10 @@ impl SrtpSender {
             return None;
         }
         let forbidden = &self.forbidden;
-        let window = self
+        let sent = self
             .streams
             .get_or_insert(head.ssrc, || forbidden.contains(&head.ssrc))?;
+        let window = &mut sent.window;
         let highest = window.highest()?;
         let index = window
             .index_to_send(head.sequence)
@@ -162,7 +184,7 @@ impl SrtpSender {
     /// Highest index sent of an SSRC: rollover counter and sequence number, 48 bits.
     #[must_use]
     pub fn index(&self, ssrc: u32) -> Option<u64> {
-        self.streams.get(ssrc)?.highest()
+        self.streams.get(ssrc)?.window.highest()
     }
 
     /// Every SSRC that was ever sent under with this key, here or elsewhere.
@@ -180,6 +202,30 @@ impl SrtpSender {
     /// Never sends under these SSRCs: another node did with this key.
     pub fn forbid(&mut self, ssrcs: &[u32]) {
         self.forbidden = ssrcs.to_vec();
+    }
+
+    /// Goes on above `index` under an SSRC that another node sent under with this key.
+    pub fn go_on(&mut self, ssrc: u32, index: u64) {
+        self.forbidden.retain(|forbidden| *forbidden != ssrc);
+        if let Some(sent) = self.streams.get_or_insert(ssrc, || false) {
+            sent.window.advance(index);
+        }
+    }
+
+    /// Lets so many RTP packets of each SSRC be protected from now on, and no more until this is called
+    /// again: what another node has to leave out when it goes on from what is known now.
+    pub fn allow(&mut self, packets: u32) {
+        self.allowed = Some(packets);
+        for sent in self.streams.values_mut() {
+            let highest = sent.window.highest();
+            sent.limit = highest.map(|highest| highest + u64::from(packets));
+        }
+    }
+
+    /// RTP packets protected, if they are counted against a limit; 0 if not.
+    #[must_use]
+    pub fn counted(&self) -> u64 {
+        self.allowed.map_or(0, |_| self.packets)
     }
 
     /// Last SRTCP index used.

@@ -21,6 +21,7 @@ use crate::command::Channel;
 use crate::discard::Discard;
 use crate::peer::dtls::{Certificate, Dtls, DtlsEvent, Fingerprint};
 use crate::peer::ice::{Credentials, IceAgent, IceChange, IceState, IceTimeouts};
+use crate::peer::passage::{JUMP, Passage, SentStream};
 use crate::peer::sctp::{ChannelPlan, DataLimits, Former, Sctp, SctpEvent, SendError, Standing};
 use crate::peer::srtp::{SrtpReceiver, SrtpSender};
 use snapshot::{Fields, STREAMS_MAX};
@@ -111,6 +112,7 @@ pub struct Progress {
     received: u64,
     records: u64,
     ssrcs: usize,
+    sent: u64,
 }
 
 /// One peer connection's transport.
@@ -125,6 +127,9 @@ pub struct Transport {
     shown: Fingerprint,
     /// Continues a session and has no path yet.
     awaits_path: bool,
+    /// Continues a session whose client has not been heard of: what comes of its association waits
+    /// there, and is sent again.
+    awaits_channels: bool,
     /// Where the former node's association with the client stood.
     standing: Option<Standing>,
     /// Datagrams besides those that wait in the layers: of DTLS, addressed.
@@ -148,6 +153,7 @@ impl Transport {
             fingerprint: None,
             shown: config.certificate.fingerprint(),
             awaits_path: false,
+            awaits_channels: false,
             standing: None,
             events: VecDeque::new(),
         }
@@ -191,6 +197,63 @@ impl Transport {
         Ok(this)
     }
 
+    /// Continues a session from another node on the path that its client knows, under the SSRCs of the
+    /// passage, [`JUMP`] packets beyond what it says was sent. It is connected at once. Data waits for
+    /// [`Self::revive_channels`].
+    ///
+    /// # Errors
+    /// As [`Self::import`].
+    pub fn go_on(
+        now: Instant,
+        config: &TransportConfig,
+        (snapshot, passage): (&TransportSnapshot, &Passage),
+        skip: Skip,
+        rng: &mut (impl RngCore + ?Sized),
+    ) -> Result<Self, Discard> {
+        let mut this = Self::import(now, config, snapshot, skip, rng)?;
+        this.ice = IceAgent::go_on(now, config.timeouts, passage);
+        this.awaits_path = false;
+        this.awaits_channels = true;
+        let sender = this.sender.as_mut().ok_or(Discard::NotConnected)?;
+        for stream in &passage.streams {
+            sender.go_on(stream.ssrc, stream.index + JUMP);
+            sender.go_on(stream.repair_ssrc, stream.repair_index + JUMP);
+        }
+        this.events.push_back(TransportEvent::Connected);
+        Ok(this)
+    }
+
+    /// What another node needs, besides [`Self::export`], to go on without a word to the client: the
+    /// path. Streams are to be filled in ([`Self::note_sent`]). `None` without a path.
+    #[must_use]
+    pub fn passage(&self) -> Option<Passage> {
+        self.ice.passage()
+    }
+
+    /// Fills in how far a stream was sent, where anything was.
+    pub fn note_sent(&self, stream: &mut SentStream) {
+        let index = |ssrc| self.sender.as_ref().and_then(|sender| sender.index(ssrc));
+        stream.index = index(stream.ssrc).unwrap_or(stream.index);
+        stream.repair_index = index(stream.repair_ssrc).unwrap_or(stream.repair_index);
+    }
+
+    /// Lets so many media packets be sent until this is called again.
+    pub fn allow(&mut self, packets: u32) {
+        if let Some(sender) = &mut self.sender {
+            sender.allow(packets);
+        }
+    }
+
+    /// User fragments that the client's checks may name.
+    pub fn ufrags(&self) -> impl Iterator<Item = &str> {
+        self.ice.ufrags()
+    }
+
+    /// The client has come, and has told which channels it has: they go on.
+    pub fn resume_channels(&mut self, now: Instant) {
+        self.take_path(now);
+    }
+
     /// The client believes its data channels to be open on these streams, with an association that
     /// another node had. As soon as there is a path the association goes on if the snapshot says where
     /// it stood, and is begun anew from this side otherwise (RFC 9260 §5.2). Both keep the client's
@@ -198,6 +261,7 @@ impl Transport {
     /// up to which they have been passed on.
     pub fn revive_channels(&mut self, channels: &[(Channel, u16)], sequence: u32) {
         let standing = self.standing.take();
+        self.awaits_channels = false;
         self.sctp.revive(
             channels,
             standing.map(|standing| Former { standing, sequence }),
@@ -229,7 +293,7 @@ impl Transport {
                 .flat_map(|receiver| receiver.rtcp_indices())
                 .take(STREAMS_MAX)
                 .collect(),
-            sctp: self.sctp.standing().cloned(),
+            sctp: self.sctp.standing().or(self.standing.as_ref()).cloned(),
         }))
     }
 
@@ -241,6 +305,7 @@ impl Transport {
             received: self.receiver.as_ref().map_or(0, |r| r.progress()),
             records: self.dtls.sequence(),
             ssrcs: self.sender.as_ref().map_or(0, |s| s.ssrc_count()),
+            sent: self.sender.as_ref().map_or(0, |s| s.counted()),
         }
     }
 
@@ -360,6 +425,8 @@ impl Transport {
                     self.events.push_back(TransportEvent::Connected);
                     self.take_path(now);
                 }
+                // Nobody knows yet what its packets belong to; the client sends them again.
+                DtlsEvent::Data(_) if self.awaits_channels => {}
                 DtlsEvent::Data(packet) => outcome = outcome.and(self.sctp.handle(now, packet)),
                 DtlsEvent::Failed(reason) => self.events.push_back(TransportEvent::Failed(reason)),
             }

@@ -1,6 +1,7 @@
 //! Nodes that come, change and go.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::{Context, State, done};
@@ -135,6 +136,69 @@ impl State {
             context.events.push(Event::NodeChanged(id));
         }
         self.move_all_at(context, id, Self::standby);
+        Ok(done(Version(0)))
+    }
+
+    /// As [`Self::lose_node`], with one node that takes everybody, and the moving addresses with them.
+    pub(super) fn lose_node_to(
+        &mut self,
+        context: &mut Context<'_>,
+        lost: (NodeId, BootId),
+        cause: LossCause,
+        taker: NodeId,
+    ) -> Result<Reply, Rejection> {
+        let (id, boot) = lost;
+        let node = self.nodes.get(&id).ok_or(Rejection::NodeNotFound)?;
+        if node.boot != boot {
+            return Err(Rejection::StaleEpoch);
+        }
+        let is_fit = |taker: &&Arc<Node>| {
+            taker.state == NodeState::Serving && taker.region == node.region && taker.id != id
+        };
+        let Some(heir) = self.nodes.get(&taker).filter(is_fit).cloned() else {
+            return self.lose_node(context, id, boot, cause);
+        };
+        let mut moved = Node::clone(node).with_moving_addresses(&[]);
+        moved.state = NodeState::Lost { cause };
+        let moving = node.moving_addresses();
+        if **node != moved {
+            self.nodes.insert(id, Arc::new(moved));
+            context.events.push(Event::NodeChanged(id));
+        }
+        let before = heir.moving_addresses();
+        let new = moving.iter().filter(|address| !before.contains(address));
+        let held: Vec<IpAddr> = before.iter().chain(new).copied().collect();
+        if held != before {
+            let heir = Node::clone(&heir).with_moving_addresses(&held);
+            self.nodes.insert(taker, Arc::new(heir));
+            context.events.push(Event::NodeChanged(taker));
+        }
+        self.move_all_at(context, id, |_, _| Some(taker));
+        Ok(done(Version(0)))
+    }
+
+    pub(super) fn release_addresses(
+        &mut self,
+        context: &mut Context<'_>,
+        id: NodeId,
+        boot: BootId,
+        addresses: &[IpAddr],
+    ) -> Result<Reply, Rejection> {
+        let node = self.nodes.get(&id).ok_or(Rejection::NodeNotFound)?;
+        if node.boot != boot {
+            return Err(Rejection::StaleEpoch);
+        }
+        let before = node.moving_addresses();
+        let kept: Vec<IpAddr> = before
+            .iter()
+            .filter(|a| !addresses.contains(a))
+            .copied()
+            .collect();
+        if kept != before {
+            let node = Node::clone(node).with_moving_addresses(&kept);
+            self.nodes.insert(id, Arc::new(node));
+            context.events.push(Event::NodeChanged(id));
+        }
         Ok(done(Version(0)))
     }
 

@@ -188,6 +188,24 @@ pub const KEYS: &[Key] = &[
         "Address offered to clients for media. Set it when the host's address is not the one clients can reach (NAT, cloud).",
     ),
     node(
+        "rtc.floating_ip",
+        "IP address",
+        "none",
+        "Address for media that moves: offered to clients first, and taken over together with this node's participants when it dies, so that their media goes on before they notice. Each node has its own; `rtc.udp_port` must be the same on all. See docs/operations.md.",
+    ),
+    node(
+        "rtc.floating_interface",
+        "name",
+        "the interface in whose network the address is",
+        "Interface that floating addresses are added to, this node's and those it takes over. Needs `CAP_NET_ADMIN` and `CAP_NET_RAW`.",
+    ),
+    node(
+        "rtc.floating_command",
+        "path",
+        "none: the address is added to an interface",
+        "Program that moves floating addresses where an interface is not enough (clouds, load balancers): called as `PROGRAM take ADDRESS` and `PROGRAM release ADDRESS`. When `take` returns, the address must be one of this host's.",
+    ),
+    node(
         "rtc.enable_loopback_candidate",
         "true or false",
         "false (true with `dev` and `demo`)",

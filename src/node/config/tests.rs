@@ -33,6 +33,33 @@ fn livekit_file_starts() {
 }
 
 #[test]
+fn a_floating_address_is_nothing_elses() {
+    let text = |rtc: &str| format!("bind_addresses: [10.0.0.1]\nrtc:\n  node_ip: 10.0.0.2\n{rtc}");
+    let config = load(&text(
+        "  floating_ip: 10.0.0.9\n  floating_interface: eth1\n",
+    ))
+    .expect("valid");
+    let floating = config.floating.expect("one");
+    assert_eq!(floating.address.to_string(), "10.0.0.9");
+    assert_eq!(floating.means.interface.as_deref(), Some("eth1"));
+    assert!(load(&text("")).expect("valid").floating.is_none());
+    for (rtc, key) in [
+        ("  floating_ip: 10.0.0.1\n", "rtc.floating_ip"),
+        ("  floating_ip: 10.0.0.2\n", "rtc.floating_ip"),
+        ("  floating_ip: 0.0.0.0\n", "rtc.floating_ip"),
+        (
+            "  floating_ip: 10.0.0.9\n  udp_port: 0\n",
+            "rtc.floating_ip",
+        ),
+        ("  floating_command: /bin/move\n", "rtc.floating_command"),
+        ("  floating_interface: eth1\n", "rtc.floating_interface"),
+    ] {
+        let refused = load(&text(rtc)).expect_err(rtc).to_string();
+        assert!(refused.contains(key), "{refused}");
+    }
+}
+
+#[test]
 fn unknown_key_is_named_with_the_nearest() {
     for (text, path, expected) in [
         ("rtc:\n  udp_prot: 1\n", "rtc.udp_prot", "rtc.udp_port"),

@@ -166,10 +166,15 @@ impl Watch {
         self.takeovers.detected(suspect, cause, heard);
         let group = self.group.clone();
         self.steps.spawn(async move {
-            let lost = Command::NodeLost {
-                node: suspect,
-                boot,
-                cause,
+            let node = suspect;
+            let lost = match group.state().taker(node) {
+                Some(taker) => Command::NodeLostTo {
+                    node,
+                    boot,
+                    cause,
+                    taker,
+                },
+                None => Command::NodeLost { node, boot, cause },
             };
             let begun = Instant::now();
             match group.propose(new_request(), lost).await {

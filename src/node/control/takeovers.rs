@@ -77,6 +77,8 @@ pub enum Adoption {
     Imported,
     /// With a new handshake.
     Fresh,
+    /// On the same connections, whose address moved here: its client need not have noticed.
+    Unnoticed,
 }
 
 impl Adoption {
@@ -86,6 +88,7 @@ impl Adoption {
         match self {
             Self::Imported => "imported",
             Self::Fresh => "fresh",
+            Self::Unnoticed => "unnoticed",
         }
     }
 }

@@ -10,10 +10,13 @@
 //! Every part is small, replaces the one before, and goes when its participant leaves.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, Nonce, RandomizedNonceKey};
 use bytes::Bytes;
+use flotilla_media::peer::passage::Passage;
 use flotilla_media::peer::transport::TransportSnapshot;
 use flotilla_model::State;
 use flotilla_model::id::{Epoch, ParticipantSid};
@@ -44,6 +47,10 @@ pub struct Vault {
 enum Part {
     Transport(Box<TransportSnapshot>),
     Keepsake(Keepsake),
+    /// Path and streams of a connection, as bytes; by which address of its node the client is heard.
+    Passage(Vec<u8>, IpAddr),
+    /// Its last offer and answer.
+    Descriptions(Box<(String, String)>),
 }
 
 impl Vault {
@@ -79,7 +86,7 @@ impl Vault {
     ) -> Option<Box<TransportSnapshot>> {
         match self.open(sid, sealed)? {
             Part::Transport(snapshot) => Some(snapshot),
-            Part::Keepsake(_) => None,
+            _ => None,
         }
     }
 
@@ -88,7 +95,51 @@ impl Vault {
     pub fn open_keepsake(&self, sid: &ParticipantSid, sealed: &[u8]) -> Option<Keepsake> {
         match self.open(sid, sealed)? {
             Part::Keepsake(keepsake) => Some(keepsake),
-            Part::Transport(_) => None,
+            _ => None,
+        }
+    }
+
+    /// Seals a connection's path and streams, with the address by which its client is heard.
+    #[must_use]
+    pub fn seal_passage(
+        &self,
+        sid: &ParticipantSid,
+        (passage, address): (&Passage, IpAddr),
+        wall_ms: u64,
+    ) -> Bytes {
+        self.seal(sid, &Part::Passage(passage.to_bytes(), address), wall_ms)
+    }
+
+    /// Opens them; `None` as with [`Vault::open_transport`].
+    #[must_use]
+    pub fn open_passage(&self, sid: &ParticipantSid, sealed: &[u8]) -> Option<(Passage, IpAddr)> {
+        match self.open(sid, sealed)? {
+            Part::Passage(bytes, address) => Some((Passage::from_bytes(&bytes).ok()?, address)),
+            _ => None,
+        }
+    }
+
+    /// Seals a connection's last offer and answer.
+    #[must_use]
+    pub fn seal_descriptions(
+        &self,
+        sid: &ParticipantSid,
+        descriptions: Box<(String, String)>,
+        wall_ms: u64,
+    ) -> Bytes {
+        self.seal(sid, &Part::Descriptions(descriptions), wall_ms)
+    }
+
+    /// Opens them; `None` as with [`Vault::open_transport`].
+    #[must_use]
+    pub fn open_descriptions(
+        &self,
+        sid: &ParticipantSid,
+        sealed: &[u8],
+    ) -> Option<Box<(String, String)>> {
+        match self.open(sid, sealed)? {
+            Part::Descriptions(descriptions) => Some(descriptions),
+            _ => None,
         }
     }
 
@@ -172,22 +223,42 @@ pub struct Held {
     pub subscriber: Bytes,
     /// What the session keeps.
     pub keepsake: Bytes,
+    /// Path and streams of the two connections, where the home's address moves.
+    pub passages: [Bytes; 2],
+    /// Last offers and answers of the two, there.
+    pub descriptions: [Bytes; 2],
+    /// When the paths and streams were last said.
+    pub passed_at: Option<Instant>,
 }
 
 impl Held {
-    fn put(&mut self, epoch: Epoch, publisher: Bytes, subscriber: Bytes, keepsake: Bytes) {
+    fn put(&mut self, now: Instant, checkpoint: proto::Checkpoint) {
+        let epoch = Epoch(checkpoint.epoch);
         if epoch < self.epoch {
             return;
         }
         // Wishes outlive the connections of an epoch; keys do not.
         if epoch > self.epoch {
-            (self.publisher, self.subscriber) = (Bytes::new(), Bytes::new());
+            let keepsake = std::mem::take(&mut self.keepsake);
+            *self = Self {
+                keepsake,
+                ..Self::default()
+            };
         }
         self.epoch = epoch;
+        if !checkpoint.passage_publisher.is_empty() || !checkpoint.passage_subscriber.is_empty() {
+            self.passed_at = Some(now);
+        }
+        let [passage_publisher, passage_subscriber] = &mut self.passages;
+        let [described_publisher, described_subscriber] = &mut self.descriptions;
         for (slot, part) in [
-            (&mut self.publisher, publisher),
-            (&mut self.subscriber, subscriber),
-            (&mut self.keepsake, keepsake),
+            (&mut self.publisher, checkpoint.publisher),
+            (&mut self.subscriber, checkpoint.subscriber),
+            (&mut self.keepsake, checkpoint.keepsake),
+            (passage_publisher, checkpoint.passage_publisher),
+            (passage_subscriber, checkpoint.passage_subscriber),
+            (described_publisher, checkpoint.described_publisher),
+            (described_subscriber, checkpoint.described_subscriber),
         ] {
             if !part.is_empty() && part.len() <= PART_BYTES_MAX {
                 *slot = part;
@@ -211,16 +282,11 @@ impl Checkpoints {
     /// Takes parts of a session; those of an older epoch than known are ignored.
     pub fn put(&self, checkpoint: proto::Checkpoint) {
         let mut held = self.lock();
-        let sid = ParticipantSid(checkpoint.sid);
+        let sid = ParticipantSid(checkpoint.sid.clone());
         if held.len() >= HELD_MAX && !held.contains_key(&sid) {
             return;
         }
-        held.entry(sid).or_default().put(
-            Epoch(checkpoint.epoch),
-            checkpoint.publisher,
-            checkpoint.subscriber,
-            checkpoint.keepsake,
-        );
+        held.entry(sid).or_default().put(Instant::now(), checkpoint);
     }
 
     /// What is held of a session.
@@ -333,6 +399,7 @@ mod tests {
             publisher: Bytes::from_static(publisher),
             subscriber: Bytes::new(),
             keepsake: Bytes::from_static(keepsake),
+            ..proto::Checkpoint::default()
         }
     }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use flotilla_media::peer::passage::Passage;
 use flotilla_media::peer::transport::TransportSnapshot;
 use flotilla_model::State;
 use flotilla_model::id::{Epoch, TrackSid};
@@ -20,6 +21,17 @@ use super::connection::Connection;
 const INBOX_MAX: usize = 16 * 1024;
 /// Messages that may be lost are, once only this many places are left.
 const RESERVED: usize = INBOX_MAX / 4;
+
+/// Where a connection stands.
+#[derive(Debug)]
+pub struct Standing {
+    /// Keys and indices.
+    pub transport: Box<TransportSnapshot>,
+    /// Path and streams, where the node's address moves.
+    pub passage: Option<Box<Passage>>,
+    /// Offer and answer, there, when they are new.
+    pub descriptions: Option<Box<(String, String)>>,
+}
 
 /// A message for a session.
 #[derive(Debug)]
@@ -53,8 +65,8 @@ pub enum Message {
         /// Which.
         connection: u64,
     },
-    /// Keys and indices of one of the session's connections, for the next home.
-    Checkpoint(Target, Box<TransportSnapshot>),
+    /// Where one of the session's connections stands, for the next home.
+    Checkpoint(Target, Standing),
     /// Another node serves the participant since this epoch: the session ends at once, and the
     /// sender hears of it.
     LetGo(Epoch, oneshot::Sender<()>),

@@ -3,22 +3,21 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use flotilla_media::peer::transport::TransportSnapshot;
-use flotilla_model::id::{Epoch, Identity, NodeId, ParticipantSid, RoomName, UnixMillis};
+use flotilla_model::id::{Epoch, Identity, ParticipantSid, RoomName, UnixMillis};
 use flotilla_model::participant::Participant;
 use flotilla_signal::connect::Connect;
 use flotilla_signal::media::{self, Target};
 use flotilla_signal::session::{Adopting, Claimed, Resuming, Session, may_adopt};
 use futures_util::future::join_all;
 use rand::RngCore as _;
-use tracing::{debug, info};
+use tracing::info;
 
 use super::handover::{self, Transports};
-use super::inbox::Inbox;
+use super::inbox::{Inbox, Standing};
 use super::{CONNECT_MAX, Claim, Sessions, Task};
 use crate::control::takeovers::Adoption;
 use crate::mesh::enroll::wall_clock_ms;
-use crate::mesh::{Body, proto};
+use crate::mesh::proto;
 
 /// How long other nodes are waited for. Who does not answer has its say in the client's de-duplication.
 const CLAIM_MAX: Duration = Duration::from_millis(300);
@@ -84,7 +83,11 @@ impl Sessions {
             return None;
         }
         info!(%room, participant = %sid, %former, "taking a session over");
+        let unmissed = self.hub.unmissed().take(sid);
         let mut task = self.task(session, single, inbox.clone());
+        if let Some(unmissed) = unmissed {
+            task.key = unmissed.key;
+        }
         task.connect_by = Some(now + CONNECT_MAX);
         task.spawn(outlet);
         Some(inbox)
@@ -158,21 +161,9 @@ impl Task {
     }
 
     /// The engine says where a connection stands.
-    pub(super) fn keep_transport(&mut self, target: Target, snapshot: Box<TransportSnapshot>) {
-        let sid = self.session.sid();
-        let sealed = self
-            .node
-            .vault
-            .seal_transport(sid, snapshot, wall_clock_ms());
-        let (publisher, subscriber) = match target {
-            Target::Publisher => (sealed, bytes::Bytes::new()),
-            Target::Subscriber => (bytes::Bytes::new(), sealed),
-        };
-        self.keep(proto::Checkpoint {
-            publisher,
-            subscriber,
-            ..proto::Checkpoint::default()
-        });
+    pub(super) fn keep_standing(&mut self, target: Target, standing: Standing) {
+        let parts = self.node.seal(self.session.sid(), target, standing);
+        self.keep(parts);
     }
 
     /// The client wants tracks otherwise than before.
@@ -200,33 +191,7 @@ impl Task {
             epoch: epoch.0,
             ..parts
         };
-        self.node.hub.checkpoints().put(checkpoint.clone());
-        let Some(standby) = self.find_standby() else {
-            self.standby = None;
-            return;
-        };
-        let is_new = self.standby.replace(standby) != Some(standby);
-        let checkpoint = match self.node.hub.checkpoints().get(self.session.sid()) {
-            // A new standby has nothing yet.
-            Some(held) if is_new => proto::Checkpoint {
-                publisher: held.publisher,
-                subscriber: held.subscriber,
-                keepsake: held.keepsake,
-                ..checkpoint
-            },
-            _ => checkpoint,
-        };
-        let body = Body::Checkpoint(checkpoint);
-        if !self.node.hub.mesh().send(standby, body, true) {
-            debug!(%standby, "the standby does not take a checkpoint");
-            self.standby = None;
-        }
-    }
-
-    fn find_standby(&self) -> Option<NodeId> {
-        let state = self.node.group.state();
-        let room = state.rooms.get(self.session.room())?;
-        let participant = room.participants.get(self.session.identity())?;
-        state.standby(participant)
+        let node = &self.node;
+        self.kept_at.put(node, self.session.identity(), checkpoint);
     }
 }

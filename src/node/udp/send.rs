@@ -12,6 +12,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd as _;
 
 use flotilla_media::transmit::{Datagram, TransmitQueue};
+use flotilla_media::via;
 use socket2::SockAddr;
 
 use super::group::Groups;
@@ -169,19 +170,26 @@ impl Sender {
         }
     }
 
-    pub(super) fn send(&mut self, socket: &UdpSocket, queue: &TransmitQueue) -> Sent {
+    pub(super) fn send(
+        &mut self,
+        socket: &UdpSocket,
+        local: via::Local,
+        queue: &TransmitQueue,
+    ) -> Sent {
         if self.single {
-            return send_single(socket, queue);
+            return send_single(socket, local, queue);
         }
         let mut report = Sent::default();
         let datagrams = queue.datagrams();
         let mut groups = mem::take(&mut self.groups);
         groups.fill(datagrams);
-        for group in groups.groups() {
-            let cuts = self.segments && !self.unfit.contains(&group.to);
+        let groups_here = groups.groups().iter();
+        for group in groups_here.filter(|group| via::local(group.to) == local) {
+            let to = via::plain(group.to);
+            let cuts = self.segments && !self.unfit.contains(&to);
             let mut at = Some(group.first);
             while let Some(first) = at {
-                at = self.add_message(group.to, first, cuts, datagrams, &groups);
+                at = self.add_message(to, first, cuts, datagrams, &groups);
                 if self.messages.len() == MESSAGES || self.iovecs.len() + SEGMENTS_MAX > IOVECS {
                     self.flush(socket, queue, &groups, &mut report);
                 }

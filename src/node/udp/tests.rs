@@ -18,7 +18,9 @@ fn drain(socket: &mut Socket, expected: usize) -> Vec<(SocketAddr, Vec<u8>)> {
     let mut seen = Vec::new();
     let give_up = Instant::now() + Duration::from_secs(5);
     while seen.len() < expected && Instant::now() < give_up {
-        socket.wait(Some(Duration::from_millis(500))).expect("wait");
+        socket
+            .wait(&[], Some(Duration::from_millis(500)))
+            .expect("wait");
         socket
             .receive(|from, bytes| {
                 seen.push((from, bytes.to_vec()));
@@ -42,16 +44,17 @@ fn receives_what_was_sent_and_wakes() {
         let started = Instant::now();
         waker.wake();
         waker.wake();
-        left.wait(Some(Duration::from_secs(5))).expect("wait");
+        left.wait(&[], Some(Duration::from_secs(5))).expect("wait");
         assert!(started.elapsed() < Duration::from_secs(4));
         let started = Instant::now();
-        left.wait(Some(Duration::from_millis(20))).expect("wait");
+        left.wait(&[], Some(Duration::from_millis(20)))
+            .expect("wait");
         assert!(
             started.elapsed() >= Duration::from_millis(20),
             "wake-up consumed"
         );
         left.wake_self();
-        left.wait(Some(Duration::from_secs(5))).expect("wait");
+        left.wait(&[], Some(Duration::from_secs(5))).expect("wait");
         assert!(started.elapsed() < Duration::from_secs(4));
     }
 }
@@ -72,7 +75,9 @@ fn no_wake_up_is_lost() {
     let mut taken = 0;
     while taken < 20_000 {
         let started = Instant::now();
-        socket.wait(Some(Duration::from_secs(10))).expect("wait");
+        socket
+            .wait(&[], Some(Duration::from_secs(10)))
+            .expect("wait");
         assert!(started.elapsed() < Duration::from_secs(9), "after {taken}");
         taken += waiting.try_iter().count();
     }
@@ -128,7 +133,9 @@ fn a_receiver_that_has_enough_gets_the_rest_later() {
         let started = Instant::now();
         while seen.len() < 100 {
             // Waiting does not sleep over datagrams that are kept here.
-            receiver.wait(Some(Duration::from_secs(10))).expect("wait");
+            receiver
+                .wait(&[], Some(Duration::from_secs(10)))
+                .expect("wait");
             let count = receiver
                 .receive(|_, bytes| {
                     seen.push(bytes[0]);
@@ -192,4 +199,65 @@ fn a_taken_port_is_an_error() {
     let (_socket, _, address) = bind("127.0.0.1:0", Offload::Segments);
     let error = Socket::bind(address).err().expect("taken");
     assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+}
+
+/// A shard that listens on all addresses and holds one of them for itself: what comes by it is told apart,
+/// and what is marked with it leaves by it.
+#[test]
+fn an_address_beside_the_main_one_has_a_socket_of_its_own() {
+    let client = std::net::UdpSocket::bind("127.0.0.1:0").expect("binds");
+    let patience = Some(Duration::from_secs(5));
+    client.set_read_timeout(patience).expect("is set");
+    let to = client.local_addr().expect("is bound");
+    let (mut main, _waker) = Socket::bind(([0, 0, 0, 0], 0).into()).expect("binds");
+    let port = main.local_address().expect("is bound").port();
+    let address = SocketAddr::from(([127, 0, 0, 9], port));
+    assert!(Socket::bind_beside(address, 3).is_err(), "it has the port");
+    main.allow_beside().expect("is allowed");
+    let mut beside = vec![Socket::bind_beside(address, 3).expect("binds")];
+    assert!(
+        Socket::bind(([127, 0, 0, 9], port).into()).is_err(),
+        "nobody else gets in"
+    );
+
+    client
+        .send_to(b"main", ("127.0.0.1", port))
+        .expect("is sent");
+    client.send_to(b"beside", address).expect("is sent");
+    let mut heard = Vec::new();
+    while heard.len() < 2 {
+        main.wait(&beside, patience).expect("waits");
+        for socket in std::iter::once(&mut main).chain(&mut beside) {
+            let local = socket.local();
+            let received = socket.receive(|from, bytes| {
+                heard.push((local, from, bytes.to_vec()));
+                true
+            });
+            received.expect("receives");
+        }
+    }
+    heard.sort();
+    assert_eq!(
+        heard,
+        [(0, to, b"main".to_vec()), (3, to, b"beside".to_vec())]
+    );
+
+    let mut queue = TransmitQueue::new(16);
+    queue.push(to, b"one");
+    queue.push(via::mark(to, 3), b"two");
+    queue.push(via::mark(to, 4), b"nobody's");
+    let sent = main.send(&queue).sent + beside[0].send(&queue).sent;
+    assert_eq!(sent, 2);
+    let mut answers = Vec::new();
+    for _ in 0..2 {
+        let mut buffer = [0; 32];
+        let (len, from) = client.recv_from(&mut buffer).expect("arrives");
+        answers.push((from.ip().to_string(), buffer[..len].to_vec()));
+    }
+    answers.sort();
+    let expected = [("127.0.0.1", &b"one"[..]), ("127.0.0.9", b"two")];
+    assert_eq!(
+        answers,
+        expected.map(|(ip, bytes)| (ip.to_owned(), bytes.to_vec()))
+    );
 }

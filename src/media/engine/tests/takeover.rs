@@ -21,20 +21,20 @@ const LOSSY: u16 = 1;
 
 /// What tells the two kinds of LiveKit clients apart here.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Kinds {
+pub(super) enum Kinds {
     V0,
     V1,
 }
 
 impl Kinds {
-    const fn publisher(self) -> PeerRole {
+    pub(super) const fn publisher(self) -> PeerRole {
         match self {
             Self::V0 => PeerRole::Publisher,
             Self::V1 => PeerRole::Single,
         }
     }
 
-    const fn subscriber(self) -> PeerRole {
+    pub(super) const fn subscriber(self) -> PeerRole {
         match self {
             Self::V0 => PeerRole::Subscriber,
             Self::V1 => PeerRole::Single,
@@ -85,11 +85,11 @@ fn adapt(kinds: Kinds, packet: &[u8], is_named: bool) -> Vec<u8> {
     )
 }
 
-struct Call {
-    world: World,
-    kinds: Kinds,
-    alice: usize,
-    bob: usize,
+pub(super) struct Call {
+    pub(super) world: World,
+    pub(super) kinds: Kinds,
+    pub(super) alice: usize,
+    pub(super) bob: usize,
     description: Description,
     mids: world::Mids,
     is_named: bool,
@@ -98,8 +98,12 @@ struct Call {
 impl Call {
     /// Alice publishes sound and simulcast pictures to Bob; both have data channels. All on the
     /// first engine.
-    fn new(kinds: Kinds) -> Self {
-        let mut world = World::new(3);
+    pub(super) fn new(kinds: Kinds) -> Self {
+        Self::within(kinds, World::new(3))
+    }
+
+    /// The same between engines of `world`.
+    pub(super) fn within(kinds: Kinds, mut world: World) -> Self {
         let alice = world.client(0, kinds.publisher());
         let (audio_cid, video_cid) = match kinds {
             Kinds::V0 => (V0_AUDIO_CID, V0_VIDEO_CID),
@@ -170,7 +174,7 @@ impl Call {
         }
     }
 
-    fn play(&mut self, frames: std::ops::Range<u16>) {
+    pub(super) fn play(&mut self, frames: std::ops::Range<u16>) {
         for number in frames {
             let mut packets = vec![audio(number)];
             packets.extend((0..3).map(|layer| video(layer, number)));
@@ -193,7 +197,7 @@ impl Call {
         }
     }
 
-    fn publish(&mut self, engine: usize, sids: &[&str]) {
+    pub(super) fn publish(&mut self, engine: usize, sids: &[&str]) {
         for sid in sids {
             let command = Command::Publish {
                 peer: peer(self.alice),
@@ -205,7 +209,7 @@ impl Call {
     }
 
     /// Both clients move to another engine.
-    fn move_all(&mut self, engine: usize, with_keys: bool) {
+    pub(super) fn move_all(&mut self, engine: usize, with_keys: bool) {
         for client in [self.alice, self.bob] {
             let restore = self.restore(client, with_keys);
             let role = if client == self.alice {
@@ -241,7 +245,7 @@ impl Call {
     }
 
     /// A message each way on a client's reliable channel, several times.
-    fn assert_talk(&mut self, client: usize, engine: usize, round: u8) {
+    pub(super) fn assert_talk(&mut self, client: usize, engine: usize, round: u8) {
         let stream = self.channels(client)[0].1;
         let at = self.world.now;
         let before = self.world.clients[client].data(at, |sctp| sctp.received.len());
@@ -281,13 +285,13 @@ impl Call {
         self.world.events.iter().filter_map(of_round).collect()
     }
 
-    fn hellos(&self) -> Vec<usize> {
+    pub(super) fn hellos(&self) -> Vec<usize> {
         [self.alice, self.bob]
             .map(|client| self.world.clients[client].hellos)
             .into()
     }
 
-    fn assert_media(&self) -> Vec<u8> {
+    pub(super) fn assert_media(&self) -> Vec<u8> {
         assert_media(&self.world, self.bob, &self.description, &self.mids)
     }
 }
@@ -313,7 +317,7 @@ fn shape(description: &Description) -> Vec<Shape> {
     description.sections.iter().map(section).collect()
 }
 
-fn key_frame_requests(world: &World, client: usize, from: usize) -> BTreeSet<u32> {
+pub(super) fn key_frame_requests(world: &World, client: usize, from: usize) -> BTreeSet<u32> {
     let mut asked = BTreeSet::new();
     for compound in &world.clients[client].rtcp[from..] {
         for packet in packets(compound) {

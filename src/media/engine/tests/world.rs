@@ -14,16 +14,18 @@ use flotilla_model::track::{Encryption, Kind, Layer, Quality, Source, Track, Tra
 use flotilla_model::unit::Size;
 use rtc_dtls::extension::extension_use_srtp::SrtpProtectionProfile;
 
-use crate::command::{Command, PeerId, PeerRole, Restore, Settings};
+use crate::command::{Command, Continuation, PeerId, PeerRole, Restore, Settings};
 use crate::engine::{Engine, EngineConfig};
 use crate::event::Event;
 use crate::peer::demux::{Class, classify};
 use crate::peer::dtls::{self, Certificate, Fingerprint};
 use crate::peer::ice::{self, Credentials};
+use crate::peer::passage::Passage;
 use crate::peer::sctp;
 use crate::peer::sdp::{self, Description};
 use crate::peer::srtp::{Profile, SrtpReceiver, SrtpSender, server_ends};
 use crate::peer::transport::TransportSnapshot;
+use crate::via;
 
 /// In the order of Chromium.
 const PROFILES: [SrtpProtectionProfile; 2] = [
@@ -40,6 +42,9 @@ const DTLS_PEER: SocketAddr = SocketAddr::new(
     9,
 );
 
+/// Number that an engine knows an address by that has moved to it.
+pub(super) const LOCAL_OF_MOVED: via::Local = 2;
+
 pub(super) fn engine_address(index: usize) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, 1 + index as u8], 7882))
 }
@@ -55,12 +60,23 @@ pub(super) struct World {
     pub(super) relay_losses: usize,
     /// Engines that send and hear nothing any more.
     pub(super) dead: Vec<usize>,
+    /// Engines whose address is another's by now.
+    pub(super) moved: BTreeMap<usize, usize>,
     /// Which engines protected packets for which client under which SSRC (RTCP marked).
     pub(super) sent_under: BTreeMap<(SocketAddr, bool, u32), BTreeSet<usize>>,
 }
 
 impl World {
     pub(super) fn new(engines: usize) -> Self {
+        Self::with(engines, false)
+    }
+
+    /// Engines whose addresses may move.
+    pub(super) fn moving(engines: usize) -> Self {
+        Self::with(engines, true)
+    }
+
+    fn with(engines: usize, moves: bool) -> Self {
         let now = crate::test_epoch();
         thread_local! {
             static CERTIFICATE: Arc<Certificate> =
@@ -76,6 +92,7 @@ impl World {
                 [index as u8 + 1; 32],
             );
             config.peers_max = 8;
+            config.moves = moves;
             config.fresh_certificate = Arc::new(Certificate::generate().expect("generates"));
             Engine::new(now, config)
         };
@@ -87,6 +104,7 @@ impl World {
             events: Vec::new(),
             relay_losses: 0,
             dead: Vec::new(),
+            moved: BTreeMap::new(),
             sent_under: BTreeMap::new(),
         }
     }
@@ -176,10 +194,38 @@ impl World {
     /// The newest checkpoint of a client's connection.
     pub(super) fn snapshot(&self, client: usize) -> Option<TransportSnapshot> {
         self.events.iter().rev().find_map(|(_, event)| match event {
-            Event::Checkpoint { peer, snapshot } if *peer == PeerId(client as u64) => {
+            Event::Checkpoint { peer, snapshot, .. } if *peer == PeerId(client as u64) => {
                 Some((**snapshot).clone())
             }
             _ => None,
+        })
+    }
+
+    /// What the newest checkpoints say of a client's connection to whoever goes on with it.
+    pub(super) fn continuation(&self, client: usize) -> Option<Continuation> {
+        let of_client = self
+            .events
+            .iter()
+            .rev()
+            .filter_map(|(_, event)| match event {
+                Event::Checkpoint {
+                    peer,
+                    snapshot,
+                    passage,
+                    descriptions,
+                } if *peer == PeerId(client as u64) => Some((snapshot, passage, descriptions)),
+                _ => None,
+            });
+        let (snapshot, passage, _) = of_client.clone().next()?;
+        let descriptions = of_client
+            .filter_map(|(.., descriptions)| descriptions.clone())
+            .next()?;
+        // As the shell carries it.
+        let passage = Passage::from_bytes(&passage.as_ref()?.to_bytes()).expect("our own");
+        Some(Continuation {
+            transport: (**snapshot).clone(),
+            passage: passage.heard_by(LOCAL_OF_MOVED),
+            descriptions: *descriptions,
         })
     }
 
@@ -262,10 +308,13 @@ impl World {
                 break;
             };
             if let Some(index) = (0..self.engines.len()).find(|i| engine_address(*i) == to) {
-                if self.dead.contains(&index) {
+                let taker = self.moved.get(&index).copied().unwrap_or(index);
+                if self.dead.contains(&taker) {
                     continue;
                 }
-                self.engines[index].handle_datagram(self.now, from, &mut bytes);
+                let local = if taker == index { 0 } else { LOCAL_OF_MOVED };
+                let from = via::mark(from, local);
+                self.engines[taker].handle_datagram(self.now, from, &mut bytes);
             } else if let Some(client) = self.clients.iter_mut().find(|c| c.address == to) {
                 client.handle(self.now, &bytes);
             }
@@ -303,7 +352,7 @@ impl World {
                 };
                 if let Some((is_rtcp, at)) = ssrc_at {
                     let ssrc = u32::from_be_bytes(bytes[at..at + 4].try_into().expect("4 bytes"));
-                    let key = (datagram.to, is_rtcp, ssrc);
+                    let key = (via::plain(datagram.to), is_rtcp, ssrc);
                     self.sent_under.entry(key).or_default().insert(index);
                 }
                 if classify(bytes) == Class::Relay && self.relay_losses > 0 {
@@ -311,7 +360,7 @@ impl World {
                     continue;
                 }
                 self.wire
-                    .push_back((due, from, datagram.to, bytes.to_vec()));
+                    .push_back((due, from, via::plain(datagram.to), bytes.to_vec()));
             }
             transmits.clear();
             while let Some(event) = engine.poll_event() {

@@ -21,6 +21,7 @@ use rtc_stun::xoraddr::XorMappedAddress;
 
 use crate::discard::Discard;
 use crate::peer::contain::contain;
+use crate::via;
 
 /// Bytes of a STUN header.
 const HEADER_LEN: usize = 20;
@@ -166,6 +167,7 @@ impl Request {
 
     /// The answer to a check: the address it came from.
     pub(super) fn success(&self, from: SocketAddr, pwd: &str) -> Result<Bytes, Discard> {
+        let from = via::plain(from);
         let mapped = XorMappedAddress {
             ip: from.ip(),
             port: from.port(),

@@ -366,3 +366,50 @@ proptest! {
         prop_assert!(agent.handle(now, address(1), &mixed).is_err());
     }
 }
+
+#[test]
+fn an_agent_goes_on_where_another_was() {
+    let mut rng = ChaCha8Rng::seed_from_u64(3);
+    let now = crate::test_epoch();
+    let timeouts = IceTimeouts::default();
+    let client = SocketAddr::from(([192, 0, 2, 7], 5000));
+    let mut before = IceAgent::new(timeouts, &mut rng);
+    assert!(before.passage().is_none(), "there is no path");
+    before.set_remote(now, "them");
+    let credentials = before.local().clone();
+    let check = Check::new(&credentials, true).bytes();
+    before
+        .handle(now, via::mark(client, 1), &check)
+        .expect("valid");
+    let passage = before.passage().expect("a path");
+    assert_eq!((passage.client, passage.local), (client, 1));
+
+    // At the other node the address has another number.
+    let mut after = IceAgent::go_on(now, timeouts, &passage.heard_by(3));
+    let heard = via::mark(client, 3);
+    assert_eq!(after.remote(), Some(heard));
+    assert!(after.knows(heard) && !after.knows(client));
+    assert_eq!(
+        after.ufrags().collect::<Vec<_>>(),
+        [credentials.ufrag.as_str()]
+    );
+    let change = after
+        .handle(now, heard, &check)
+        .expect("the same credentials");
+    assert_eq!(change, None, "nothing begins");
+    let (to, answer) = after.poll_transmit().expect("an answer");
+    assert_eq!(to, heard);
+    let mut message = Message::new();
+    message.unmarshal_binary(&answer).expect("a message");
+    let mut mapped = XorMappedAddress::default();
+    mapped.get_from(&message).expect("an address");
+    assert_eq!(
+        SocketAddr::new(mapped.ip, mapped.port),
+        client,
+        "as the client is"
+    );
+    // Without checks it fails like any.
+    let end = now + timeouts.disconnected + timeouts.failed;
+    after.handle_timeout(now + timeouts.disconnected);
+    assert_eq!(after.handle_timeout(end), Some(IceChange::Failed));
+}

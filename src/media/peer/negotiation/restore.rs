@@ -15,15 +15,19 @@ use flotilla_model::id::TrackSid;
 use flotilla_model::track::Kind;
 use rand::Rng;
 
-use super::{Assignment, Limits, Negotiation, Refusal, Section, Slot};
+use super::{Assignment, Limits, Negotiation, Refusal, Section, Slot, remote};
 use crate::command::PeerRole;
 use crate::peer::dtls::Fingerprint;
+use crate::peer::passage::SentStream;
 use crate::peer::sdp::{self, Description, Direction, Media, Msid, codec, extension};
 
 /// How long a section waits for a subscription to the track that it carried. Subscriptions come with
 /// the connection or a moment later; a higher value leaves the sections of tracks that are gone
 /// alone for longer.
 const CLAIM_PATIENCE: Duration = Duration::from_secs(1);
+/// How long the client of a connection that goes on without its knowing may take to find out. Longer than
+/// anybody may be without a signal connection.
+const ABSENCE_MAX: Duration = Duration::from_secs(300);
 
 /// The certificate that a client was shown, as the server's description of the two says.
 #[must_use]
@@ -64,6 +68,74 @@ impl Negotiation {
             this.claim_by = Some(now + CLAIM_PATIENCE);
         }
         Ok(this)
+    }
+
+    /// Continues a connection whose client does not know that its home is another: what it was told of
+    /// `streams` still holds, and they may flow.
+    ///
+    /// # Errors
+    /// Why the descriptions cannot be used.
+    pub fn go_on(
+        now: Instant,
+        role: PeerRole,
+        limits: Limits,
+        descriptions: (&str, &str),
+        (used, streams): (&[u32], &[SentStream]),
+        rng: &mut impl Rng,
+    ) -> Result<Self, Refusal> {
+        let (offer, answer) = descriptions;
+        let theirs = if role == PeerRole::Publisher {
+            None
+        } else {
+            Some(descriptions)
+        };
+        let mut this = Self::restore(now, role, limits, theirs, used, rng)?;
+        if role == PeerRole::Publisher {
+            this.restore_answered(now, offer, answer, rng)?;
+            this.version = 1;
+        }
+        let from_client = if role == PeerRole::Subscriber {
+            answer
+        } else {
+            offer
+        };
+        this.remote = Some(remote(&sdp::parse(from_client)?)?.0);
+        for section in &mut this.sections {
+            if let Slot::Bound(assignment) = &mut section.slot
+                && let Some(stream) = streams.iter().find(|s| s.track == assignment.track)
+            {
+                assignment.ssrc = stream.ssrc;
+                assignment.rtx_ssrc = stream.repair_ssrc;
+                assignment.settled = true;
+            }
+        }
+        // Subscriptions that are not gone on with come with the client.
+        this.claim_by = Some(now + ABSENCE_MAX);
+        Ok(this)
+    }
+
+    /// The client of a connection that [`Self::go_on`] went on with is back, with these descriptions
+    /// (none: not told). Says whether it has the same sections.
+    #[must_use]
+    pub fn welcome(&mut self, now: Instant, descriptions: Option<(&str, &str)>) -> bool {
+        let has_same = descriptions.is_none_or(|(offer, _)| {
+            sdp::parse(offer).is_ok_and(|offer| {
+                let theirs = offer.sections.iter().map(|section| &section.mid);
+                theirs.eq(self.sections.iter().map(|section| &section.mid))
+            })
+        });
+        self.claim_by = Some(now + CLAIM_PATIENCE);
+        has_same
+    }
+
+    /// Tracks that have a section, with their stream ids.
+    pub fn assigned(&self) -> impl Iterator<Item = (&TrackSid, &str)> {
+        self.sections
+            .iter()
+            .filter_map(|section| match &section.slot {
+                Slot::Bound(assignment) => Some((&assignment.track, assignment.stream.as_str())),
+                Slot::Free { .. } | Slot::Draining => None,
+            })
     }
 
     /// v0 subscriber: the offer is the former home's. The answer may lack its last sections if the

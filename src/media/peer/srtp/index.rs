@@ -170,6 +170,10 @@ impl<V: Default> Streams<V> {
         self.clock
     }
 
+    pub(super) fn values_mut(&mut self) -> impl Iterator<Item = &mut V> {
+        self.values.iter_mut().map(|stream| &mut stream.value)
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &V)> {
         self.values
             .iter()

@@ -209,6 +209,57 @@ fn a_session_continues_at_another_sender_with_new_sources() {
     assert_eq!(new.ssrc_count(), 2);
 }
 
+/// What another node's sender does when it goes on with a stream, over rollovers, hop after hop: never an
+/// index of before, and the receiver follows.
+#[test]
+fn a_stream_goes_on_at_another_sender_beyond_what_may_have_been_sent() {
+    const JUMP: u64 = 1 << 13;
+    const ALLOWED: u32 = 1 << 12;
+    for profile in PROFILES {
+        let (mut sender, mut receiver) = pair(profile);
+        let mut indices = std::collections::BTreeSet::new();
+        let mut sequence = 30_000_u16;
+        // The one before the first.
+        let mut told = 29_999;
+        for _hop in 0..12 {
+            sender.allow(ALLOWED);
+            told = sender.index(42).unwrap_or(told);
+            // More than is allowed: it stops by itself.
+            for _ in 0..ALLOWED + 50 {
+                let packet = rtp(42, sequence, b"sound");
+                let mut buf = packet.clone();
+                buf.resize(packet.len() + RTP_OVERHEAD_MAX, 0);
+                let Some(len) = sender.protect_rtp(&mut buf, packet.len()) else {
+                    break;
+                };
+                let index = sender.index(42).expect("it was sent under");
+                assert!(indices.insert(index), "{index} comes twice");
+                let opened = receiver.unprotect_rtp(&mut buf[..len]).expect("it follows");
+                assert_eq!(buf[..opened], packet);
+                sequence = sequence.wrapping_add(1);
+            }
+            // Another sender that knows of nothing after the checkpoint.
+            let (mut next, _) = pair(profile);
+            next.forbid(&[7, 42]);
+            next.go_on(42, told + JUMP);
+            sequence = ((told + JUMP) as u16).wrapping_add(1);
+            sender = next;
+        }
+        assert!(
+            indices.last().is_some_and(|last| last >> 16 > 0),
+            "it rolled over"
+        );
+        let mut other = rtp(7, 1, b"sound");
+        other.resize(other.len() + RTP_OVERHEAD_MAX, 0);
+        let len = other.len() - RTP_OVERHEAD_MAX;
+        assert_eq!(
+            sender.protect_rtp(&mut other, len),
+            None,
+            "it is not gone on with"
+        );
+    }
+}
+
 #[test]
 fn a_session_continues_at_another_receiver() {
     let (mut sender, mut old) = pair(Profile::Aes128Gcm);

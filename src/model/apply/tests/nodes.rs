@@ -58,6 +58,93 @@ fn a_lost_nodes_participants_move_to_their_standby() {
     assert_eq!(told(&events)[..2], expected[..2]);
 }
 
+fn moving(id: u64, boot: u64, addresses: &[[u8; 4]]) -> Command {
+    let formats = crate::cluster::Formats { log: 4, mesh: 1 };
+    let record = Node {
+        version: formats.tell("0.1.0"),
+        ..node(id, boot)
+    };
+    let addresses: Vec<std::net::IpAddr> = addresses.iter().map(|a| (*a).into()).collect();
+    Command::PutNode(record.with_moving_addresses(&addresses))
+}
+
+fn addresses(replica: &Replica, id: u64) -> Vec<std::net::IpAddr> {
+    let node = replica.state.nodes.get(&NodeId(id)).expect("it is there");
+    node.moving_addresses()
+}
+
+#[test]
+fn where_the_address_moves_one_node_takes_everybody() {
+    let mut replica = Replica::new();
+    for id in 1..=3 {
+        replica.done(moving(id, 1, &[[10, 0, 0, id as u8]]));
+    }
+    for name in ["a", "b", "c", "d"] {
+        replica.done(join("r", name, 1));
+    }
+    let taker = replica.state.taker(NodeId(1)).expect("two others serve");
+    let a = replica.participant("r", "a").clone();
+    assert_eq!(replica.state.successor(&a), Some(taker));
+    let lost_to = |node, taker| Command::NodeLostTo {
+        node: NodeId(node),
+        boot: BootId(1),
+        cause: LossCause::Crashed,
+        taker,
+    };
+    let (_, events) = replica.done(lost_to(1, taker));
+    assert_eq!(
+        told(&events)[..2],
+        ["node 1 changed".to_owned(), format!("node {taker} changed")]
+    );
+    for name in ["a", "b", "c", "d"] {
+        assert_eq!(replica.participant("r", name).home, taker);
+    }
+    let own: std::net::IpAddr = [10, 0, 0, taker.0 as u8].into();
+    let first: std::net::IpAddr = [10, 0, 0, 1].into();
+    assert_eq!(addresses(&replica, taker.0), [own, first]);
+    assert!(addresses(&replica, 1).is_empty());
+
+    // The owner comes back: both name the address until the taker lets it go.
+    replica.done(moving(1, 1, &[[10, 0, 0, 1]]));
+    assert_eq!(addresses(&replica, 1), [first]);
+    let release = |boot| Command::ReleaseAddresses {
+        node: taker,
+        boot: BootId(boot),
+        addresses: vec![first],
+    };
+    assert_eq!(replica.refused(release(7)), Rejection::StaleEpoch);
+    replica.done(release(1));
+    assert_eq!(addresses(&replica, taker.0), [own]);
+    let (_, events) = replica.done(release(1));
+    assert_eq!(told(&events), [""; 0]);
+
+    // Who takes over has the addresses of whom it had taken over, too. Whoever cannot take them leaves
+    // them to the standbys.
+    replica.done(lost_to(1, taker));
+    let last = replica.state.taker(taker).expect("one other serves");
+    replica.done(lost_to(taker.0, last));
+    assert_eq!(addresses(&replica, last.0).len(), 3);
+    assert_eq!(replica.participant("r", "a").home, last);
+    replica.done(moving(taker.0, 1, &[]));
+    replica.done(lost_to(last.0, NodeId(9)));
+    assert_eq!(replica.participant("r", "a").home, taker);
+    assert_eq!(
+        addresses(&replica, last.0).len(),
+        3,
+        "nobody has taken them"
+    );
+}
+
+#[test]
+fn an_address_moves_only_when_every_node_knows_how() {
+    let mut replica = Replica::new();
+    replica.done(moving(1, 1, &[[10, 0, 0, 1]]));
+    replica.done(join("r", "a", 1));
+    assert_eq!(replica.state.taker(NodeId(1)), None);
+    let a = replica.participant("r", "a").clone();
+    assert_eq!(replica.state.successor(&a), replica.state.standby(&a));
+}
+
 #[test]
 fn without_another_node_everybody_stays() {
     let mut replica = Replica::new();

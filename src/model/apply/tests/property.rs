@@ -202,6 +202,18 @@ fn of_nodes_and_rooms() -> impl Strategy<Value = Command> {
             boot,
             cause
         }),
+        1 => (homes(), boot()).prop_map(|(id, boot)| {
+            let address = [10, 0, 0, id.0 as u8].into();
+            Command::PutNode(node(id.0, boot.0).with_moving_addresses(&[address]))
+        }),
+        2 => (homes(), boot(), causes(), homes()).prop_map(|(node, boot, cause, taker)| {
+            Command::NodeLostTo { node, boot, cause, taker }
+        }),
+        1 => (homes(), boot(), homes()).prop_map(|(node, boot, of)| Command::ReleaseAddresses {
+            node,
+            boot,
+            addresses: vec![[10, 0, 0, of.0 as u8].into()],
+        }),
         1 => rooms().prop_map(|room| Command::CreateRoom(create(room.as_str()))),
         1 => rooms().prop_map(|room| Command::DeleteRoom { room }),
         1 => (rooms(), "[ab]{0,1}")
@@ -334,8 +346,18 @@ fn present(state: &State) -> BTreeMap<(RoomName, Identity), (ParticipantSid, Vec
 /// Nobody leaves because a node is lost, starts again or is removed while others can take over; who
 /// moved has a higher epoch, and where another node serves, nobody stays behind.
 fn check_takeover(before: &State, after: &State, entry: &Entry) {
+    let mut named = None;
     let node = match &entry.command {
         Command::NodeLost { node, .. } | Command::RemoveNode { node } => *node,
+        Command::NodeLostTo { node, taker, .. } => {
+            let serves = |other: &Arc<Node>| other.state == NodeState::Serving && other.id != *node;
+            named = before
+                .nodes
+                .get(taker)
+                .filter(|taker| serves(taker))
+                .map(|taker| taker.id);
+            *node
+        }
         Command::PutNode(node) => node.id,
         _ => return,
     };
@@ -356,7 +378,8 @@ fn check_takeover(before: &State, after: &State, entry: &Entry) {
             let moved = earlier.home != participant.home;
             assert!(!moved || earlier.home == node);
             assert!(!moved || participant.epoch > earlier.epoch);
-            assert!(!moved || Some(participant.home) == before.standby(earlier));
+            let expected = named.or_else(|| before.standby(earlier));
+            assert!(!moved || Some(participant.home) == expected);
         }
         let is_lost = after
             .nodes
