@@ -88,7 +88,10 @@ mod tests {
             memory: 50 << 20,
             ..Holding::default()
         };
-        assert_eq!(judge(&[clean.clone()], &[clean.clone()]).count, 0);
+        assert_eq!(
+            judge(std::slice::from_ref(&clean), std::slice::from_ref(&clean)).count,
+            0
+        );
         let left = [
             Holding {
                 participants: 1,
@@ -108,7 +111,7 @@ mod tests {
             },
         ];
         for one in left {
-            assert_eq!(judge(&[clean.clone()], &[one]).count, 1);
+            assert_eq!(judge(std::slice::from_ref(&clean), &[one]).count, 1);
         }
         assert_eq!(judge(&[clean], &[]).undecided.len(), 1);
     }

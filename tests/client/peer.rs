@@ -444,9 +444,7 @@ impl Peers {
     /// are of the new place.
     pub(super) async fn offer_anew(&mut self) -> Result<proto::SessionDescription> {
         self.early = [Some(vec![]), Some(vec![])];
-        let options = RTCOfferOptions {
-            ice_restart: true,
-        };
+        let options = RTCOfferOptions { ice_restart: true };
         self.offer_with(Some(options)).await
     }
 

@@ -379,11 +379,9 @@ impl World {
             Phase::Out | Phase::Broken => None,
         };
         match message {
-            Message::Opened { connection } => {
-                if current != Some(connection) {
-                    let message = Message::Close { connection };
-                    self.stream(End::Client(number), from, SIGNAL + connection, message);
-                }
+            Message::Opened { connection } if current != Some(connection) => {
+                let message = Message::Close { connection };
+                self.stream(End::Client(number), from, SIGNAL + connection, message);
             }
             Message::Denied { connection, status } if current == Some(connection) => {
                 self.net

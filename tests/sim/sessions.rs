@@ -102,10 +102,8 @@ impl World {
                     self.input(id, key, Input::SignalClosed);
                 }
             }
-            Message::Checked { association } => {
-                if association.boot == self.process(id).boot {
-                    self.engine_reached(id, association.key);
-                }
+            Message::Checked { association } if association.boot == self.process(id).boot => {
+                self.engine_reached(id, association.key);
             }
             Message::Data {
                 association,
@@ -125,10 +123,8 @@ impl World {
                 association,
                 track,
                 number,
-            } => {
-                if association.boot == self.process(id).boot {
-                    self.engine_receives(id, association.key, track, number);
-                }
+            } if association.boot == self.process(id).boot => {
+                self.engine_receives(id, association.key, track, number);
             }
             _ => {}
         }
@@ -486,16 +482,14 @@ impl World {
                 task.session.handle(now, input);
             }
             Inward::Data(data) => task.session.handle(now, Input::Data(data)),
-            Inward::LetGo(epoch, gone) => {
-                if task.session.epoch().is_none_or(|own| own < epoch) {
-                    task.let_go = Some(gone);
-                    let (client, connection) = (task.client, task.connection.take());
-                    task.ended = Some(LeaveReason::Unknown);
-                    if let Some(connection) = connection {
-                        self.close_connection(id, client, connection);
-                    }
-                    self.end_session(id, key);
+            Inward::LetGo(epoch, gone) if task.session.epoch().is_none_or(|own| own < epoch) => {
+                task.let_go = Some(gone);
+                let (client, connection) = (task.client, task.connection.take());
+                task.ended = Some(LeaveReason::Unknown);
+                if let Some(connection) = connection {
+                    self.close_connection(id, client, connection);
                 }
+                self.end_session(id, key);
             }
             Inward::Snapshot(state) => {
                 let room = state.rooms.get(&task.room).cloned();

@@ -45,7 +45,7 @@ pub fn line(now: Time, fact: &Fact<'_>) -> Option<String> {
 }
 
 fn event(event: &Event) -> String {
-    let text = match event {
+    match event {
         Event::Room { room, change, .. } => {
             use flotilla_model::event::RoomEvent::{
                 ParticipantJoined, ParticipantLeft, ParticipantMoved,
@@ -76,6 +76,5 @@ fn event(event: &Event) -> String {
             }
         }
         other => format!("{other:?}"),
-    };
-    text
+    }
 }

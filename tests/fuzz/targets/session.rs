@@ -548,7 +548,7 @@ fn claims_of(identity: &str) -> Claims {
 }
 
 fn claims(draw: &mut Draw<'_>) -> Claims {
-    let mut claims = claims_of(*draw.pick(&IDENTITIES));
+    let mut claims = claims_of(draw.pick::<&str>(&IDENTITIES));
     let choices = draw.byte();
     if let Some(video) = &mut claims.video {
         video.hidden = choices & 1 == 1;

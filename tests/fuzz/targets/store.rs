@@ -66,7 +66,7 @@ async fn play(mut draw: Draw<'_>) {
         if draw.is_empty() {
             break;
         }
-        if draw.byte() % 3 == 0 {
+        if draw.byte().is_multiple_of(3) {
             disk.cut_after(u64::from(draw.byte() % 40));
         }
         let opened = open(&disk);
@@ -249,7 +249,7 @@ async fn tamper(draw: &mut Draw<'_>, disk: &SimulatedDisk, seen: &Written) {
         return;
     }
     let mut edit = |bytes: &mut Vec<u8>| {
-        if bytes.is_empty() || draw.byte() % 4 != 0 {
+        if bytes.is_empty() || !draw.byte().is_multiple_of(4) {
             return;
         }
         let at = (draw.u32() as usize) % bytes.len();

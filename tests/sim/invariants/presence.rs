@@ -65,12 +65,10 @@ impl Invariant for True {
                     ));
                 }
             }
-            Fact::SeenLeaving { client, sid } => {
-                if !self.left.contains(*sid) {
-                    return Err(format!(
-                        "client {client} sees {sid} leave, who has not left"
-                    ));
-                }
+            Fact::SeenLeaving { client, sid } if !self.left.contains(*sid) => {
+                return Err(format!(
+                    "client {client} sees {sid} leave, who has not left"
+                ));
             }
             _ => {}
         }

@@ -16,7 +16,7 @@ fn every_planted_bug_is_caught() {
     for bug in planted {
         count += 1;
         match catch(&folder, *bug) {
-            Ok(caught) => println!("{bug}: {}", caught.violation),
+            Ok(caught) => drop(caught),
             Err(reason) => missed.push(reason),
         }
     }

@@ -7,6 +7,7 @@ use sim::run::{run, run_seeds, shrink};
 const SEEDS: u64 = 500;
 
 #[test]
+#[expect(clippy::print_stdout, reason = "the record of the seeds")]
 fn seeds_hold_every_invariant() {
     let record = run_seeds(0, SEEDS, 2, 1);
     println!("{}", record.line());
