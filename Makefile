@@ -7,7 +7,7 @@ VENV := tests/interop/.venv
 PAGE := src/node/page/dist/index.html
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test unit interop verify fix bench powercut turmoil fuzz failover failover-smoke rolling-upgrade power-loss chaos chaos-smoke chaos-broken sim sim-bugs page setup build
+.PHONY: help demo test unit interop verify fix bench powercut turmoil fuzz failover failover-smoke rolling-upgrade power-loss chaos chaos-smoke chaos-broken sim sim-test sim-bugs page setup build
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 17
@@ -33,6 +33,9 @@ interop: setup build ## LiveKit's own SDKs and Chromium against real clusters
 sim: ## simulated clusters: SEEDS=2000 of them from FROM=0 on, or HOURS=300 of simulated time
 	cargo run --release --package sim --bin sim -- --from $(or $(FROM),0) --seeds $(or $(SEEDS),2000) \
 		$(if $(HOURS),--hours $(HOURS)) $(if $(PLAN),--plan $(PLAN)) $(SIM_ARGS)
+
+sim-test: ## 500 seeds, one of them twice, plans of old bugs, planted bugs
+	cargo test --package sim --test sim
 
 sim-bugs: ## the simulator's planted bugs: which invariant catches each, and how soon
 	cargo run --release --package sim --bin sim -- --bugs tests/sim/bugs

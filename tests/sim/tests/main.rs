@@ -1,4 +1,4 @@
-//! The simulator's share of `make test`: seeds, one of them twice, plans of old bugs, planted bugs.
+//! What `make sim-test` runs: seeds, one of them twice, plans of old bugs, planted bugs.
 
 mod planted;
 mod regressions;
