@@ -4,7 +4,7 @@
 //! The thread runs at a real-time priority, so that a busy machine adds little: `late_max_ms` says how much, and a
 //! run's timing counts only where that is small. Chance is seeded; packets of a link keep their order
 //! unless reordering is asked for. Datagrams between nodes and clients can be copied to a judge
-//! ([`Emulator::tap`]).
+//! (its tap).
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};

@@ -47,8 +47,8 @@ const WINDOW: Duration = Duration::from_millis(2);
 /// While this node's lease does not hold, a client or node that was heard from this recently is still
 /// served: it is, by whom it chose. Clients are silent for 5 s at most (RTCP's interval).
 const HEARD_MAX: Duration = Duration::from_secs(6);
-/// Datagrams that were waiting while the process was stopped are no sign of that: this long after the
-/// lease was found to have ended, none is taken for one.
+/// Datagrams that were waiting while the process was stopped are no sign of that: until all of them have been
+/// read, and this long after the lease was found to have ended, none is taken for one.
 const WAKING: Duration = Duration::from_millis(100);
 /// A thread that woke up this much too late was stopped, and with it the process: others may have
 /// decided meanwhile. Shorter than any verdict takes.
@@ -324,12 +324,36 @@ struct Lapsed {
     since: Instant,
     /// The process was stopped.
     was_stopped: bool,
+    /// What had come while it was stopped has not all been read.
+    has_backlog: bool,
     heard: HashMap<SocketAddr, Instant>,
 }
 
 impl Lapsed {
+    fn new(now: Instant) -> Self {
+        Self {
+            since: now,
+            was_stopped: false,
+            has_backlog: false,
+            heard: HashMap::new(),
+        }
+    }
+
+    /// The process has been stopped until now: what waits in the sockets came meanwhile.
+    fn stopped(&mut self, now: Instant) {
+        self.was_stopped = true;
+        self.has_backlog = true;
+        self.since = now;
+        self.heard.clear();
+    }
+
+    /// There was nothing left to read.
+    fn drained(&mut self) {
+        self.has_backlog = false;
+    }
+
     fn hear(&mut self, now: Instant, from: SocketAddr) {
-        let is_new = now.saturating_duration_since(self.since) > WAKING;
+        let is_new = !self.has_backlog && now.saturating_duration_since(self.since) > WAKING;
         if is_new && (self.heard.len() < HEARD_ADDRESSES_MAX || self.heard.contains_key(&from)) {
             self.heard.insert(from, now);
         }
@@ -470,29 +494,31 @@ impl Shard {
             self.lapsed = None;
             return;
         }
-        let lapsed = self.lapsed.get_or_insert_with(|| Lapsed {
-            since: now,
-            was_stopped: false,
-            heard: HashMap::new(),
-        });
-        if late > STOPPED && !lapsed.was_stopped {
+        let lapsed = self.lapsed.get_or_insert_with(|| Lapsed::new(now));
+        if late > STOPPED {
             info!(
                 late_ms = late.as_millis() as u64,
                 "this process was stopped: serving only whom it still hears"
             );
-            lapsed.was_stopped = true;
-            lapsed.since = now;
-            lapsed.heard.clear();
+            lapsed.stopped(now);
         }
     }
 
     fn take_datagrams(&mut self, now: Instant, engine: &mut Engine) -> io::Result<()> {
+        let mut taken = 0;
         for at in 0..self.beside.len() {
-            if let Err(error) = self.take_datagrams_at(now, engine, Some(at)) {
-                tracing::debug!(%error, "a socket of an address that moves");
+            match self.take_datagrams_at(now, engine, Some(at)) {
+                Ok(count) => taken += count,
+                Err(error) => tracing::debug!(%error, "a socket of an address that moves"),
             }
         }
-        self.take_datagrams_at(now, engine, None)
+        taken += self.take_datagrams_at(now, engine, None)?;
+        if taken == 0
+            && let Some(lapsed) = &mut self.lapsed
+        {
+            lapsed.drained();
+        }
+        Ok(())
     }
 
     fn take_datagrams_at(
@@ -500,7 +526,8 @@ impl Shard {
         now: Instant,
         engine: &mut Engine,
         beside: Option<usize>,
-    ) -> io::Result<()> {
+    ) -> io::Result<usize> {
+        let mut taken = 0;
         loop {
             let (lapsed, handling) = (&mut self.lapsed, &mut self.handling);
             let socket = match beside {
@@ -518,9 +545,10 @@ impl Shard {
                 !engine.is_backed_up()
             })?;
             self.handling = None;
+            taken += count;
             self.metrics.datagrams_received.inc_by(count as u64);
             if !engine.is_backed_up() {
-                return Ok(());
+                return Ok(taken);
             }
             self.flush(engine);
         }

@@ -46,3 +46,27 @@ async fn after_a_panic_every_session_hears_of_it_and_a_new_engine_answers() {
     assert_eq!(metrics.shard_panics.get(), 1);
     shards.stop().await;
 }
+
+#[test]
+fn what_waited_while_the_process_was_stopped_is_no_sign_of_life() {
+    let start = Instant::now();
+    let client = SocketAddr::from(([192, 0, 2, 7], 5));
+    let mut lapsed = Lapsed::new(start);
+    lapsed.stopped(start);
+    // Reading what had come takes its time.
+    let late = start + WAKING * 3;
+    lapsed.hear(late, client);
+    assert!(!lapsed.serves(late, client));
+    lapsed.drained();
+    lapsed.hear(late, client);
+    assert!(lapsed.serves(late, client));
+    // Stopped once more, and it is in doubt again.
+    lapsed.stopped(late);
+    assert!(!lapsed.serves(late, client));
+    lapsed.hear(late + WAKING * 3, client);
+    assert!(!lapsed.serves(late + WAKING * 3, client));
+    // Even if all was read at once, what came just then may have been on its way for long.
+    lapsed.drained();
+    lapsed.hear(late + WAKING, client);
+    assert!(!lapsed.serves(late + WAKING, client));
+}

@@ -273,8 +273,10 @@ impl Live {
             server_info: Some(convert::server_info(config)),
             sif_trailer: convert::sif_trailer(&self.room.sid),
             enabled_publish_codecs: config.enabled_codecs.iter().map(convert::codec).collect(),
-            // With one connection the client offers at once anyway.
-            fast_publish: !core.single && self.me.permission.can_publish,
+            // With one connection clients offer at once anyway. SDKs on the Rust core put their offers in a
+            // queue then; without it, those from before August 2026 lock themselves up for good when
+            // they want to offer again while an answer is on its way.
+            fast_publish: self.me.permission.can_publish,
         }
     }
 

@@ -129,13 +129,13 @@ pub enum RaftMessage {
 pub enum Out {
     /// To another replica.
     Send(u64, RaftMessage),
-    /// The disk is to sync up to this place; then [`Replica::synced`].
+    /// The disk is to sync up to this place; then [`super::Replica::synced`].
     Sync(u64),
     /// An entry was applied: its outcomes, and what changed.
     Applied(Box<Advance>),
     /// A snapshot was installed: what led to it is not known here.
     Replaced,
-    /// An answer to [`Replica::read`]: the log certainly has this much.
+    /// An answer to [`super::Replica::read`]: the log certainly has this much.
     ReadIndex(u64, u64),
     /// This node leads.
     Elected(u64),

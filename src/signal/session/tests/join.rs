@@ -109,7 +109,7 @@ fn v1_offer_and_tracks_of_the_join_request_reach_the_engine_at_once() {
     assert_eq!(*subscribed, track);
     let replies = world.seats[bob].take();
     let join = join_response(&replies);
-    assert!(!join.subscriber_primary && !join.fast_publish);
+    assert!(!join.subscriber_primary && join.fast_publish);
     assert_eq!(join.other_participants.len(), 1);
     assert_eq!(join.other_participants[0].tracks[0].sid, track.as_str());
     assert!(matches!(&replies[2], Message::TrackPublished(published) if published.cid == "mic"));
