@@ -637,7 +637,8 @@ impl Shard {
         }
         // The process may have been stopped since the turn began.
         let now = Instant::now();
-        if !self.lease.holds(now) {
+        let is_held = self.lease.holds(now);
+        if !is_held {
             let stopped = now.saturating_duration_since(self.turned);
             self.check_lease(now, stopped);
             let lapsed = self.lapsed.as_ref();
@@ -645,7 +646,8 @@ impl Shard {
             self.metrics.datagrams_fenced.inc_by(held_back as u64);
         }
         for socket in std::iter::once(&mut self.socket).chain(&mut self.beside) {
-            let sent = socket.send(queue);
+            let lease = &self.lease;
+            let sent = socket.send_while(queue, &|| !is_held || lease.holds(Instant::now()));
             self.metrics.datagrams_sent.inc_by(sent.sent as u64);
             self.metrics.send_calls.inc_by(sent.calls as u64);
             if sent.dropped > 0 {

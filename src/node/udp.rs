@@ -255,11 +255,17 @@ impl Socket {
     /// Sends everything in the queue that goes by this address; the caller clears it. Order is kept per
     /// destination.
     pub fn send(&mut self, queue: &TransmitQueue) -> Sent {
+        self.send_while(queue, &|| true)
+    }
+
+    /// As [`Self::send`], as long as `may` allows: asked right before each call into the kernel, since the
+    /// process may have been stopped anywhere before. What it forbids counts as dropped.
+    pub fn send_while(&mut self, queue: &TransmitQueue, may: &dyn Fn() -> bool) -> Sent {
         #[cfg(target_os = "linux")]
         if let Io::Batched { sender, .. } = &mut self.io {
-            return sender.send(&self.socket, self.local, queue);
+            return sender.send(&self.socket, self.local, queue, may);
         }
-        send_single(&self.socket, self.local, queue)
+        send_single(&self.socket, self.local, queue, may)
     }
 }
 
@@ -331,7 +337,12 @@ fn raw_socket(address: SocketAddr) -> io::Result<RawSocket> {
     Ok(raw)
 }
 
-fn send_single(socket: &UdpSocket, local: via::Local, queue: &TransmitQueue) -> Sent {
+fn send_single(
+    socket: &UdpSocket,
+    local: via::Local,
+    queue: &TransmitQueue,
+    may: &dyn Fn() -> bool,
+) -> Sent {
     let mut report = Sent::default();
     let is_ipv6 = socket.local_addr().is_ok_and(|address| address.is_ipv6());
     let datagrams = queue.datagrams().iter();
@@ -340,6 +351,10 @@ fn send_single(socket: &UdpSocket, local: via::Local, queue: &TransmitQueue) -> 
         let to = if is_ipv6 { mapped(to) } else { to };
         let mut waited = false;
         loop {
+            if !may() {
+                report.dropped += 1;
+                break;
+            }
             report.calls += 1;
             match socket.send_to(queue.bytes(datagram), to) {
                 Ok(_) => report.sent += 1,

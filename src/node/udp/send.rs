@@ -175,9 +175,10 @@ impl Sender {
         socket: &UdpSocket,
         local: via::Local,
         queue: &TransmitQueue,
+        may: &dyn Fn() -> bool,
     ) -> Sent {
         if self.single {
-            return send_single(socket, local, queue);
+            return send_single(socket, local, queue, may);
         }
         let mut report = Sent::default();
         let datagrams = queue.datagrams();
@@ -191,11 +192,11 @@ impl Sender {
             while let Some(first) = at {
                 at = self.add_message(to, first, cuts, datagrams, &groups);
                 if self.messages.len() == MESSAGES || self.iovecs.len() + SEGMENTS_MAX > IOVECS {
-                    self.flush(socket, queue, &groups, &mut report);
+                    self.flush(socket, queue, &groups, &mut report, may);
                 }
             }
         }
-        self.flush(socket, queue, &groups, &mut report);
+        self.flush(socket, queue, &groups, &mut report, may);
         self.groups = groups;
         report
     }
@@ -258,6 +259,7 @@ impl Sender {
         queue: &TransmitQueue,
         groups: &Groups,
         report: &mut Sent,
+        may: &dyn Fn() -> bool,
     ) {
         if !self.messages.is_empty() {
             self.kernel
@@ -265,6 +267,11 @@ impl Sender {
         }
         let (mut at, mut waited) = (0, false);
         while let Some(message) = self.messages.get(at).copied() {
+            if !may() {
+                let left = self.messages[at..].iter();
+                report.dropped += left.map(|message| message.datagrams).sum::<usize>();
+                break;
+            }
             report.calls += 1;
             match self.kernel.send(socket, at, self.messages.len()) {
                 // The kernel says 0 of something that it would have to say an error of.

@@ -261,3 +261,19 @@ fn an_address_beside_the_main_one_has_a_socket_of_its_own() {
         expected.map(|(ip, bytes)| (ip.to_owned(), bytes.to_vec()))
     );
 }
+
+#[test]
+fn what_is_forbidden_in_the_last_moment_stays_here() {
+    for most in ALL {
+        let (mut sender, _, _) = bind("127.0.0.1:0", most);
+        let (mut receiver, _, to) = bind("127.0.0.1:0", most);
+        let mut queue = TransmitQueue::new(16);
+        for index in 0..10_u8 {
+            assert!(queue.push(to, &[index; 300]));
+        }
+        let report = sender.send_while(&queue, &|| false);
+        assert_eq!((report.sent, report.dropped), (0, 10), "{most:?}");
+        assert_eq!(sender.send(&queue).sent, 10, "nothing is left over");
+        assert_eq!(drain(&mut receiver, 10).len(), 10);
+    }
+}
