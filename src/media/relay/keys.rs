@@ -31,10 +31,54 @@ pub struct End {
     pub boot: BootId,
 }
 
+impl End {
+    /// How keys are told which end they are for.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&self.node.0.to_be_bytes());
+        bytes[8..].copy_from_slice(&self.boot.0.to_be_bytes());
+        bytes
+    }
+}
+
+/// An AES-128-GCM key with its salt, derived with HKDF-SHA256.
+pub(super) struct SaltedKey {
+    pub(super) key: LessSafeKey,
+    salt: [u8; 4],
+}
+
+impl SaltedKey {
+    /// Derives the key of this purpose for what `info` names; and a tag that names the key.
+    pub(super) fn derive(secret: &[u8; 32], purpose: &[u8], info: &[u8]) -> (Self, u32) {
+        let mut material = [0; 24];
+        Salt::new(HKDF_SHA256, purpose)
+            .extract(secret)
+            .expand(&[info], Length(material.len()))
+            .and_then(|output| output.fill(&mut material))
+            .expect("24 bytes are far below HKDF's limit");
+        let key = UnboundKey::new(&AES_128_GCM, &material[..16])
+            .expect("16 bytes are the length of an AES-128 key");
+        let [a, b, c, d, tag @ ..] = *material.last_chunk::<8>().expect("24 bytes have a tail");
+        let key = Self {
+            key: LessSafeKey::new(key),
+            salt: [a, b, c, d],
+        };
+        (key, u32::from_be_bytes(tag))
+    }
+
+    /// Salt and counter. A counter must never seal twice.
+    pub(super) fn nonce(&self, counter: u64) -> Nonce {
+        let mut nonce = [0; 12];
+        nonce[..4].copy_from_slice(&self.salt);
+        nonce[4..].copy_from_slice(&counter.to_be_bytes());
+        Nonce::assume_unique_for_key(nonce)
+    }
+}
+
 /// Key material of one direction.
 pub struct DirectionKey {
-    key: LessSafeKey,
-    salt: [u8; 4],
+    key: SaltedKey,
     /// Names the key on the wire.
     pub tag: u32,
 }
@@ -53,32 +97,11 @@ impl DirectionKey {
     #[must_use]
     pub fn derive(secret: &[u8; 32], shard: u16, from: End, to: End) -> Self {
         let mut info = [0; 34];
-        info[0..8].copy_from_slice(&from.node.0.to_be_bytes());
-        info[8..16].copy_from_slice(&from.boot.0.to_be_bytes());
-        info[16..24].copy_from_slice(&to.node.0.to_be_bytes());
-        info[24..32].copy_from_slice(&to.boot.0.to_be_bytes());
-        info[32..34].copy_from_slice(&shard.to_be_bytes());
-        let mut material = [0; 24];
-        Salt::new(HKDF_SHA256, b"flotilla relay v1")
-            .extract(secret)
-            .expand(&[&info], Length(material.len()))
-            .and_then(|output| output.fill(&mut material))
-            .expect("24 bytes are far below HKDF's limit");
-        let key = UnboundKey::new(&AES_128_GCM, &material[..16])
-            .expect("16 bytes are the length of an AES-128 key");
-        let [a, b, c, d, rest @ ..] = *material.last_chunk::<8>().expect("24 bytes have a tail");
-        Self {
-            key: LessSafeKey::new(key),
-            salt: [a, b, c, d],
-            tag: u32::from_be_bytes(rest),
-        }
-    }
-
-    fn nonce(&self, counter: u64) -> Nonce {
-        let mut nonce = [0; 12];
-        nonce[..4].copy_from_slice(&self.salt);
-        nonce[4..].copy_from_slice(&counter.to_be_bytes());
-        Nonce::assume_unique_for_key(nonce)
+        info[..16].copy_from_slice(&from.to_bytes());
+        info[16..32].copy_from_slice(&to.to_bytes());
+        info[32..].copy_from_slice(&shard.to_be_bytes());
+        let (key, tag) = SaltedKey::derive(secret, b"flotilla relay v1", &info);
+        Self { key, tag }
     }
 
     /// Seals `len` plain bytes that lie behind the head in `packet`; returns the packet's length, 0
@@ -93,9 +116,11 @@ impl DirectionKey {
         head[1..5].copy_from_slice(&self.tag.to_be_bytes());
         head[5..13].copy_from_slice(&counter.to_be_bytes());
         let (plain, tag) = rest.split_at_mut(len);
-        let sealed =
-            self.key
-                .seal_in_place_separate_tag(self.nonce(counter), Aad::from(&*head), plain);
+        let sealed = self.key.key.seal_in_place_separate_tag(
+            self.key.nonce(counter),
+            Aad::from(&*head),
+            plain,
+        );
         match sealed {
             Ok(sealed) => {
                 tag[..TAG_LEN].copy_from_slice(sealed.as_ref());
@@ -114,7 +139,8 @@ impl DirectionKey {
         let (head, sealed) = packet.split_at_mut(HEAD_LEN);
         let plain = self
             .key
-            .open_in_place(self.nonce(counter), Aad::from(&*head), sealed)
+            .key
+            .open_in_place(self.key.nonce(counter), Aad::from(&*head), sealed)
             .map_err(|_| Discard::Unauthenticated)?;
         Ok((counter, plain))
     }

@@ -12,12 +12,11 @@
 
 use std::net::SocketAddr;
 
-use aws_lc_rs::aead::{AES_128_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
-use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Salt};
+use aws_lc_rs::aead::Aad;
 use flotilla_model::id::{BootId, NodeId};
 
 use crate::discard::Discard;
-use crate::relay::keys::{self, End, ReplayWindow, TAG_LEN};
+use crate::relay::keys::{self, End, ReplayWindow, SaltedKey, TAG_LEN};
 
 /// First byte of a packet by way of a third node.
 pub const FIRST_BYTE: u8 = 0xc2;
@@ -33,49 +32,15 @@ pub struct Course {
     pub target: NodeId,
 }
 
-struct Length(usize);
-
-impl KeyType for Length {
-    fn len(&self) -> usize {
-        self.0
-    }
-}
-
 /// Key of the envelopes from one node by another one to a third.
-struct EnvelopeKey {
-    key: LessSafeKey,
-    salt: [u8; 4],
-}
-
-impl EnvelopeKey {
-    fn derive(secret: &[u8; 32], shard: u16, from: End, via: End, target: NodeId) -> Self {
-        let mut info = [0; 42];
-        info[0..8].copy_from_slice(&from.node.0.to_be_bytes());
-        info[8..16].copy_from_slice(&from.boot.0.to_be_bytes());
-        info[16..24].copy_from_slice(&via.node.0.to_be_bytes());
-        info[24..32].copy_from_slice(&via.boot.0.to_be_bytes());
-        info[32..40].copy_from_slice(&target.0.to_be_bytes());
-        info[40..42].copy_from_slice(&shard.to_be_bytes());
-        let mut material = [0; 20];
-        Salt::new(HKDF_SHA256, b"flotilla relay transit v1")
-            .extract(secret)
-            .expand(&[&info], Length(material.len()))
-            .and_then(|output| output.fill(&mut material))
-            .expect("20 bytes are far below HKDF's limit");
-        let key = UnboundKey::new(&AES_128_GCM, &material[..16])
-            .expect("16 bytes are the length of an AES-128 key");
-        Self {
-            key: LessSafeKey::new(key),
-            salt: *material.last_chunk().expect("20 bytes have a tail"),
-        }
-    }
-
-    fn nonce(&self, counter: u64) -> Nonce {
-        let mut nonce = [0; 12];
-        nonce[..4].copy_from_slice(&self.salt);
-        nonce[4..].copy_from_slice(&counter.to_be_bytes());
-        Nonce::assume_unique_for_key(nonce)
-    }
+fn envelope_key(secret: &[u8; 32], shard: u16, from: End, via: End, target: NodeId) -> SaltedKey {
+    let mut info = [0; 42];
+    info[..16].copy_from_slice(&from.to_bytes());
+    info[16..32].copy_from_slice(&via.to_bytes());
+    info[32..40].copy_from_slice(&target.0.to_be_bytes());
+    info[40..].copy_from_slice(&shard.to_be_bytes());
+    // The envelope names its course, and so needs no tag.
+    SaltedKey::derive(secret, b"flotilla relay transit v1", &info).0
 }
 
 /// The sending end: a way to one node by another one.
@@ -85,7 +50,7 @@ pub struct Detour {
     /// Where that is reached.
     pub address: SocketAddr,
     course: Course,
-    key: EnvelopeKey,
+    key: SaltedKey,
     counter: u64,
 }
 
@@ -107,7 +72,7 @@ impl Detour {
                 from: local.node,
                 target,
             },
-            key: EnvelopeKey::derive(secret, shard, local, via, target),
+            key: envelope_key(secret, shard, local, via, target),
             counter,
         }
     }
@@ -151,7 +116,7 @@ impl Detour {
 pub struct Passage {
     /// Start of the asking node that the key belongs to.
     pub boot: BootId,
-    key: EnvelopeKey,
+    key: SaltedKey,
     replay: ReplayWindow,
 }
 
@@ -161,7 +126,7 @@ impl Passage {
     pub fn new(secret: &[u8; 32], shard: u16, from: End, local: End, target: NodeId) -> Self {
         Self {
             boot: from.boot,
-            key: EnvelopeKey::derive(secret, shard, from, local, target),
+            key: envelope_key(secret, shard, from, local, target),
             replay: ReplayWindow::default(),
         }
     }

@@ -92,15 +92,8 @@ impl Watch {
     }
 
     fn decide(&mut self, decide: impl FnOnce(&mut Judge, &View<'_>) -> Vec<Step>) -> Vec<Step> {
-        let status = self.group.status();
-        let view = View {
-            now: Instant::now(),
-            leader: status.leader,
-            voters: &voters(&status),
-            state: &self.group.state(),
-            signs: &self.mesh.signs().book(),
-        };
-        decide(&mut self.judge, &view)
+        let judge = &mut self.judge;
+        with_view(&self.group, &self.mesh, |view| decide(judge, view))
     }
 
     async fn carry_out(&mut self, steps: Vec<Step>) {
@@ -193,8 +186,20 @@ impl Watch {
     }
 }
 
+/// Decides by what this node knows of its cluster now.
+pub(super) fn with_view<T>(group: &Group, mesh: &Mesh, decide: impl FnOnce(&View<'_>) -> T) -> T {
+    let status = group.status();
+    decide(&View {
+        now: Instant::now(),
+        leader: status.leader,
+        voters: &voters(&status),
+        state: &group.state(),
+        signs: &mesh.signs().book(),
+    })
+}
+
 /// The voters among the members.
-pub(super) fn voters(status: &Status) -> BTreeSet<NodeId> {
+fn voters(status: &Status) -> BTreeSet<NodeId> {
     let members = status.members.iter();
     members
         .filter(|member| member.voter)

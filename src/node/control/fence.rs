@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tracing::{debug, error, info, warn};
 
-use super::failure::voters;
+use super::failure::with_view;
 use super::guard::{self, Deed, Guard, GuardConfig};
 use super::judge::View;
 use super::lease::Lease;
@@ -96,15 +96,8 @@ impl Fence {
     }
 
     fn decide<T>(&mut self, decide: impl FnOnce(&mut Guard, &View<'_>) -> T) -> T {
-        let status = self.group.status();
-        let view = View {
-            now: Instant::now(),
-            leader: status.leader,
-            voters: &voters(&status),
-            state: &self.group.state(),
-            signs: &self.mesh.signs().book(),
-        };
-        decide(&mut self.guard, &view)
+        let guard = &mut self.guard;
+        with_view(&self.group, &self.mesh, |view| decide(guard, view))
     }
 
     fn look(&mut self) {
