@@ -317,11 +317,12 @@ pub(crate) fn print(report: &Report) {
         match &section.wire {
             None => say("  nothing was captured"),
             Some(wire) => say(&format!(
-                "  on the wire: {} packets, {} keys, {} addresses continued a key, {} moves; {} indices reused, {} packets of an older home, {} whose handshake was not seen, {} reports unread",
+                "  on the wire: {} packets, {} keys, {} addresses continued a key, {} moves, {} packets on lent paths; {} indices reused, {} packets of an older home, {} whose handshake was not seen, {} reports unread",
                 wire.packets,
                 wire.generations,
                 wire.continued,
                 wire.moves,
+                wire.lent,
                 wire.index_reused,
                 wire.older_after_newer,
                 wire.unattributed,

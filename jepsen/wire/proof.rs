@@ -11,10 +11,14 @@
 //! **No older home after a newer one.** A node that sends protected packets to a client holds it until
 //! another one does. It may send again only in an ICE session that the client began with it afterwards.
 //!
+//! A node that lends a client's path sends what the newer home has protected, which begins a step beyond all
+//! that the node sent itself ([`LENT_STEP`]): such packets are the newer home's, by whichever interface
+//! they come.
+//!
 //! What cannot be seen from outside: a return to an earlier node within one ICE session, as a moved
 //! address would do it, counts as a breach.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use serde::Serialize;
@@ -23,6 +27,10 @@ use super::packet::{Datagram, Hardware, Meaning};
 
 /// Of each kind of breach so many are described; the rest is counted.
 const TOLD_MAX: usize = 20;
+
+/// A newer home begins 2^13 indices beyond the older one's media, and further beyond its reports; half of
+/// that tells whose packet one is. Losses do not come to that much at once.
+const LENT_STEP: u64 = 1 << 12;
 
 /// What the captures of a run showed.
 #[derive(Clone, Default, Debug, Serialize)]
@@ -39,6 +47,8 @@ pub(crate) struct Findings {
     pub(crate) unattributed: u64,
     /// Reports too long to be kept whole; their index is not known.
     pub(crate) unreadable: u64,
+    /// Packets of a newer home that came by a path that the older one lends.
+    pub(crate) lent: u64,
     /// Changes of the node that serves a client.
     pub(crate) moves: u64,
     pub(crate) index_reused: u64,
@@ -92,6 +102,16 @@ pub(crate) struct Proof {
     /// The ICE session between a client's and a node's address, and when it began.
     sessions: HashMap<(SocketAddrV4, SocketAddrV4), (String, u64)>,
     tenures: HashMap<Ipv4Addr, (Tenure, Vec<Hardware>)>,
+    /// Highest index that a node sent of a stream itself, and the first that it passed on.
+    reach: HashMap<(Hardware, Generation, Stream), Reach>,
+    /// By which nodes paths to a client are lent.
+    lenders: HashSet<(Hardware, Ipv4Addr)>,
+}
+
+#[derive(Default)]
+struct Reach {
+    own: u64,
+    lent_from: Option<u64>,
 }
 
 impl Proof {
@@ -110,6 +130,8 @@ impl Proof {
             digests: HashMap::new(),
             sessions: HashMap::new(),
             tenures: HashMap::new(),
+            reach: HashMap::new(),
+            lenders: HashSet::new(),
         }
     }
 
@@ -127,7 +149,12 @@ impl Proof {
             (Meaning::Hello(random), false) => self.hello(datagram.from, random),
             (Meaning::Rtp { ssrc, sequence }, true) => self.media(datagram, ssrc, sequence),
             (Meaning::Rtcp { ssrc, index }, true) => self.report(datagram, ssrc, index),
-            (Meaning::Dtls, true) => self.held_by(datagram),
+            (Meaning::Dtls, true) => {
+                let lends = (datagram.hardware, *datagram.to.ip());
+                if !self.lenders.contains(&lends) {
+                    self.held_by(datagram);
+                }
+            }
             _ => {}
         }
     }
@@ -160,7 +187,6 @@ impl Proof {
 
     fn media(&mut self, datagram: &Datagram, ssrc: u32, sequence: u16) {
         self.findings.packets += 1;
-        self.held_by(datagram);
         let stream = Stream::Rtp(ssrc);
         let generation = self.generation(datagram, stream);
         let highest = self
@@ -169,19 +195,58 @@ impl Proof {
             .or_insert(u64::from(sequence));
         let index = estimate(*highest, sequence);
         *highest = (*highest).max(index);
+        if !self.is_lent(datagram, generation, stream, index) {
+            self.held_by(datagram);
+        }
         self.note(generation, stream, index, datagram);
     }
 
     fn report(&mut self, datagram: &Datagram, ssrc: u32, index: Option<u32>) {
         self.findings.packets += 1;
-        self.held_by(datagram);
         let Some(index) = index else {
+            self.held_by(datagram);
             self.findings.unreadable += 1;
             return;
         };
         let stream = Stream::Rtcp(ssrc);
         let generation = self.generation(datagram, stream);
+        if !self.is_lent(datagram, generation, stream, index.into()) {
+            self.held_by(datagram);
+        }
         self.note(generation, stream, u64::from(index), datagram);
+    }
+
+    /// Whether the sender passes on what a newer home has protected.
+    fn is_lent(
+        &mut self,
+        datagram: &Datagram,
+        generation: Generation,
+        stream: Stream,
+        index: u64,
+    ) -> bool {
+        let lends = (datagram.hardware, *datagram.to.ip());
+        let key = (datagram.hardware, generation, stream);
+        let is_lent = match self.reach.get_mut(&key) {
+            // A stream that the lender had not begun is not its own.
+            None if self.lenders.contains(&lends) => true,
+            None => {
+                let (own, lent_from) = (index, None);
+                self.reach.insert(key, Reach { own, lent_from });
+                false
+            }
+            Some(Reach { lent_from, .. }) if lent_from.is_some_and(|from| index >= from) => true,
+            Some(reach) if index >= reach.own + LENT_STEP => {
+                reach.lent_from = Some(index.saturating_sub(LENT_STEP / 2));
+                self.lenders.insert(lends);
+                true
+            }
+            Some(reach) => {
+                reach.own = reach.own.max(index);
+                false
+            }
+        };
+        self.findings.lent += u64::from(is_lent);
+        is_lent
     }
 
     /// The generation of a packet to a client.

@@ -78,10 +78,11 @@ pub struct Restore {
     pub sequence: u32,
 }
 
-/// A peer connection whose client does not know that its node is gone: the address has moved here.
+/// A peer connection whose client does not know that its node is gone: the address has moved here, or is
+/// lent.
 #[derive(Clone, Debug)]
 pub struct Continuation {
-    /// Keys and indices, of the last checkpoint.
+    /// Keys and indices, of the last checkpoint or the last moment.
     pub transport: TransportSnapshot,
     /// Path and streams, of the same.
     pub passage: Passage,
@@ -116,6 +117,9 @@ pub enum Command {
         role: PeerRole,
         /// As with [`Command::CreatePeer`].
         negotiated_channels: bool,
+        /// The former home, if that lives and lends the path
+        /// ([`crate::engine::Engine::lend`]); `None`: its address is here.
+        lender: Option<NodeId>,
         /// What it goes on from.
         from: Box<Continuation>,
     },

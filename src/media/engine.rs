@@ -17,6 +17,7 @@ mod addresses;
 mod checkpoint;
 mod commands;
 mod going_on;
+mod loans;
 mod peer;
 mod schedule;
 mod tracks;
@@ -46,6 +47,7 @@ use crate::stats::Stats;
 use crate::transmit::TransmitQueue;
 
 use addresses::Addresses;
+use loans::Loans;
 use peer::Peer;
 use schedule::Schedule;
 use tracks::Tracks;
@@ -143,6 +145,8 @@ pub struct EngineStats {
     pub candidates: u64,
     /// Data-channel messages that could not be sent: channel closed, message too long.
     pub data_refused: u64,
+    /// Paths of former clients that other nodes use.
+    pub lent: usize,
     /// Events dropped because the shell did not poll.
     pub events_dropped: u64,
     /// Datagrams dropped because the shell did not send.
@@ -166,6 +170,7 @@ pub struct Engine {
     router: Router,
     transmits: TransmitQueue,
     events: VecDeque<Event>,
+    loans: Loans,
     discards: DiscardCounts,
     candidates: u64,
     data_refused: u64,
@@ -199,6 +204,7 @@ impl Engine {
             router,
             transmits: TransmitQueue::new(config.transmits_max),
             events: VecDeque::new(),
+            loans: Loans::default(),
             discards: DiscardCounts::default(),
             candidates: 0,
             data_refused: 0,
@@ -212,20 +218,36 @@ impl Engine {
     /// [`Self::forward`].
     pub fn handle_datagram(&mut self, now: Instant, from: SocketAddr, bytes: &mut [u8]) {
         let outcome = match classify(bytes) {
-            Class::Rtp => self.handle_rtp(now, from, bytes),
-            Class::Rtcp => self.handle_rtcp(now, from, bytes),
             Class::Relay => {
                 let mut wire = PeerWire::new(&mut self.peers, &mut self.transmits);
                 // The router counts what it refuses.
                 let _ = self.router.handle_relay(now, from, bytes, &mut wire);
-                Ok(())
+                self.take_on_loan(now, bytes)
             }
-            Class::Stun => self.handle_stun(now, from, bytes),
-            Class::Dtls => self.handle_dtls(now, from, bytes),
-            Class::Unknown => Err(Discard::UnknownProtocol),
+            class => match self.handle_client(now, from, bytes, class) {
+                Err(Discard::UnknownPeer) => self.pass_up(now, from, bytes),
+                outcome => outcome,
+            },
         };
         if let Err(reason) = outcome {
             self.discards.add(reason);
+        }
+    }
+
+    /// A datagram of a client's. Whatever is of an unknown one is left as it was.
+    fn handle_client(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        bytes: &mut [u8],
+        class: Class,
+    ) -> Result<(), Discard> {
+        match class {
+            Class::Rtp => self.handle_rtp(now, from, bytes),
+            Class::Rtcp => self.handle_rtcp(now, from, bytes),
+            Class::Stun => self.handle_stun(now, from, bytes),
+            Class::Dtls => self.handle_dtls(now, from, bytes),
+            Class::Relay | Class::Unknown => Err(Discard::UnknownProtocol),
         }
     }
 
@@ -316,6 +338,7 @@ impl Engine {
 
     /// Datagrams to send. The shell sends them all, then clears the queue.
     pub fn transmits(&mut self) -> &mut TransmitQueue {
+        self.wrap_borrowed();
         &mut self.transmits
     }
 
@@ -331,6 +354,7 @@ impl Engine {
                 .count(),
             candidates: self.candidates,
             data_refused: self.data_refused,
+            lent: self.loans.lent(now),
             events_dropped: self.events_dropped,
             transmits_dropped: self.transmits.dropped(),
             discards: self.discards.clone(),
@@ -408,6 +432,7 @@ impl Engine {
         self.take_transport_events(now, id);
         self.negotiate(now, id);
         self.checkpoint_if_due(now, id);
+        self.return_path(id);
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
@@ -480,9 +505,7 @@ impl Engine {
                 }
                 Some(Due::Offer) => {
                     let (offer, written) = peer.write_offer(now, &self.config, &mut self.rng);
-                    if self.config.moves {
-                        peer.described.offered(&written.sdp);
-                    }
+                    peer.described.offered(&written.sdp);
                     self.push_event(Event::Offer {
                         peer: id,
                         id: offer,

@@ -10,5 +10,6 @@
 
 pub mod keys;
 pub mod link;
+pub mod loan;
 pub mod message;
 pub mod transit;

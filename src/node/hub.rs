@@ -20,6 +20,7 @@ use tokio::sync::oneshot;
 use crate::mesh::{Claims, Inbound, Mesh, proto};
 use crate::session::handover::Checkpoints;
 use crate::session::inbox::{Inbox, Message};
+use crate::session::lending::Lending;
 use crate::session::unmissed::Unmissed;
 use crate::telemetry::Metrics;
 
@@ -40,6 +41,8 @@ struct Shared {
     checkpoints: Arc<Checkpoints>,
     /// Connections that go on here before their clients know.
     unmissed: Unmissed,
+    /// Connections of former sessions whose paths are lent, until their borrowers ask.
+    lending: Lending,
     /// Touched by the feed task, by sessions and by the mesh; nothing waits while it is held.
     rooms: Mutex<Rooms>,
 }
@@ -56,6 +59,7 @@ impl Hub {
                 rooms: Mutex::new(Rooms::new(node, checkpoints.clone())),
                 checkpoints,
                 unmissed: Unmissed::default(),
+                lending: Lending::default(),
             }),
         }
     }
@@ -129,6 +133,12 @@ impl Hub {
     #[must_use]
     pub fn checkpoints(&self) -> &Checkpoints {
         &self.shared.checkpoints
+    }
+
+    /// Connections whose paths are lent to other nodes.
+    #[must_use]
+    pub fn lending(&self) -> &Lending {
+        &self.shared.lending
     }
 
     /// Connections that go on here before their clients know.
@@ -215,17 +225,24 @@ const LET_GO_MAX: Duration = Duration::from_millis(200);
 impl Claims for Hub {
     async fn claim(&self, request: proto::ClaimRequest) -> proto::ClaimReply {
         let (name, sid) = (RoomName(request.room), ParticipantSid(request.sid));
-        self.shared.unmissed.end(&sid).await;
+        let epoch = Epoch(request.epoch);
+        let borrower = Some(NodeId(request.borrower)).filter(|node| node.0 != 0);
+        if let Some(borrower) = borrower {
+            self.shared.lending.ask(&sid, borrower);
+        }
+        self.shared.unmissed.end(&sid, Some(epoch)).await;
         let (let_go, gone) = oneshot::channel();
-        let served = self
-            .lock()
-            .let_go(&name, &sid, Epoch(request.epoch), let_go);
+        let served = self.lock().let_go(&name, &sid, epoch, let_go);
         if served {
             // Whether it answered or is stuck: it sends no more than its lease allows.
             let _ = tokio::time::timeout(LET_GO_MAX, gone).await;
         }
+        let lent = borrower.and_then(|borrower| self.shared.lending.take(&sid, borrower));
+        let [lent_publisher, lent_subscriber] = lent.unwrap_or_default();
         proto::ClaimReply {
             served,
+            lent_publisher,
+            lent_subscriber,
             ..self.held(&name, &sid)
         }
     }

@@ -61,11 +61,11 @@ impl Moving {
             known.is_held = true;
             return Some(known.number);
         }
-        if known.len() == usize::from(via::Local::MAX) {
+        if known.len() == usize::from(via::OWN_MAX) {
             let oldest = known.iter().position(|known| !known.is_held)?;
             known.remove(oldest);
         }
-        let number = (1..=via::Local::MAX)
+        let number = (1..=via::OWN_MAX)
             .find(|number| known.iter().all(|known| known.number != *number))?;
         known.push(Known {
             number,
@@ -154,7 +154,7 @@ mod tests {
         let moving = Moving::default();
         let address = |last: u8| IpAddr::from([127, 0, 0, last]);
         for number in 1..=3 {
-            assert_eq!(moving.insert(address(number)), Some(number));
+            assert_eq!(moving.insert(address(number)), Some(number.into()));
         }
         assert_eq!(moving.insert(address(1)), Some(1));
         assert_eq!(moving.remove(address(2)), Some(2));
@@ -170,7 +170,7 @@ mod tests {
         assert_eq!(moving.address(0), None);
         assert_eq!(moving.remove(address(3)), Some(3));
         for number in 5..=u8::MAX {
-            assert_eq!(moving.insert(address(number)), Some(number));
+            assert_eq!(moving.insert(address(number)), Some(number.into()));
         }
         let last = IpAddr::from([10, 0, 0, 1]);
         assert_eq!(moving.insert(last), Some(3), "one that is not held");

@@ -59,6 +59,8 @@ use membership::{Membership, enroll_request};
 
 /// How long clients that were asked to move may take before whoever is left moves at once.
 const STRAGGLERS_MAX: Duration = Duration::from_secs(3);
+/// How long a stopping node passes on what clients send that have just moved away.
+const LENT_WAIT_MAX: Duration = Duration::from_secs(3);
 /// A drain is given up after so long without a leader: the other nodes are stopping as well.
 const UNLED_MAX: Duration = Duration::from_secs(2);
 /// Longest wait for sessions to take leave when the node stops.
@@ -466,6 +468,7 @@ impl Node {
         while self.hub.session_count() > 0 && begun.elapsed() < LEAVE_MAX {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        self.wait_for_lent_paths().await;
         self.leave_nobody_behind().await;
         self.group.shutdown().await;
         self.mesh.stop();
@@ -529,6 +532,22 @@ impl Node {
             took_ms = begun.elapsed().as_millis(),
             "everybody moved to other nodes"
         );
+    }
+
+    /// Clients that have just moved still send by this node, until they have restarted ICE.
+    async fn wait_for_lent_paths(&self) {
+        let begun = Instant::now();
+        while begun.elapsed() < LENT_WAIT_MAX {
+            let mut lent = 0;
+            for shard in self.shards.handles() {
+                lent += shard.inspect().await.map_or(0, |view| view.stats.lent);
+            }
+            if lent == 0 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        info!("clients still use paths by this node");
     }
 
     /// Whom this node still serves after a moment moves to other nodes and waits there for its client.

@@ -47,6 +47,7 @@ use crate::telemetry::Metrics;
 pub mod connection;
 pub mod handover;
 pub mod inbox;
+pub mod lending;
 pub mod media;
 mod takeover;
 pub mod unmissed;
@@ -54,6 +55,7 @@ pub mod unmissed;
 use connection::Connection;
 use handover::{Transports, Vault};
 use inbox::{Inbox, Message, Outlet};
+use lending::Borrowed;
 use media::SessionKey;
 use unmissed::Kept;
 
@@ -185,7 +187,7 @@ impl Sessions {
     }
 }
 
-type Claim = Pin<Box<dyn Future<Output = (Claimed, Transports)> + Send>>;
+type Claim = Pin<Box<dyn Future<Output = (Claimed, Transports, Option<Borrowed>)> + Send>>;
 type Proposal = Pin<Box<dyn Future<Output = (RequestId, Result<Reply, CommitError>)> + Send>>;
 
 struct Task {
@@ -224,7 +226,7 @@ impl Task {
         tokio::spawn(self.run(outlet).instrument(span));
     }
 
-    async fn run(mut self, outlet: Outlet) {
+    async fn run(mut self, mut outlet: Outlet) {
         let node = self.node.clone();
         let (room, sid, identity) = (
             self.session.room().clone(),
@@ -233,9 +235,16 @@ impl Task {
         );
         let (shard, key) = (self.shard.clone(), self.key);
         let started = Instant::now();
-        let turns = AssertUnwindSafe(self.turns(outlet)).catch_unwind().await;
+        let turns = AssertUnwindSafe(self.turns(&mut outlet))
+            .catch_unwind()
+            .await;
+        if turns.is_ok() {
+            self.lend().await;
+        }
         node.hub.unregister(&room, &sid);
         shard.send(Order::Detach(key)).await;
+        // Whoever claims the session has waited until here.
+        drop(outlet);
         if let Some(let_go) = self.let_go.take() {
             let _ = let_go.send(());
         }
@@ -283,7 +292,7 @@ impl Task {
     }
 
     /// Runs to the session's end. Returns why it ended, or `None` if it was overrun.
-    async fn turns(&mut self, mut outlet: Outlet) -> Option<LeaveReason> {
+    async fn turns(&mut self, outlet: &mut Outlet) -> Option<LeaveReason> {
         self.drain().await;
         loop {
             if let Some(reason) = self.ended {
@@ -305,9 +314,12 @@ impl Task {
                     self.proposal = None;
                     self.session.handle(Instant::now(), Input::Committed { request, result });
                 }
-                (claimed, transports) = finish(&mut self.claim) => {
+                (claimed, transports, borrowed) = finish(&mut self.claim) => {
                     self.claim = None;
                     self.transports = transports;
+                    if let Some(borrowed) = borrowed {
+                        self.go_on(borrowed).await;
+                    }
                     self.session.handle(Instant::now(), Input::Claimed(Box::new(claimed)));
                 }
                 () = sleep_until(wake) => self.timeout(),
@@ -522,13 +534,16 @@ impl Task {
         }));
     }
 
-    async fn order(&mut self, command: signal_media::Command) {
-        if !self.attached {
-            self.attached = true;
-            self.shard
-                .send(Order::Attach(self.key, self.inbox.clone()))
-                .await;
+    /// The shard gets to know the session.
+    async fn attach(&mut self) {
+        if !std::mem::replace(&mut self.attached, true) {
+            let attach = Order::Attach(self.key, self.inbox.clone());
+            self.shard.send(attach).await;
         }
+    }
+
+    async fn order(&mut self, command: signal_media::Command) {
+        self.attach().await;
         let may_be_lost = matches!(
             command,
             signal_media::Command::SendData {

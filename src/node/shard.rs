@@ -14,11 +14,12 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use flotilla_media::command::Command;
+use flotilla_media::command::{Command, Continuation};
 use flotilla_media::engine::{Engine, EngineConfig, EngineStats};
 use flotilla_media::event::Event;
 use flotilla_media::via;
 use flotilla_model::id::{NodeId, TrackSid};
+use flotilla_signal::media::Target;
 use rand::RngCore as _;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info};
@@ -67,6 +68,13 @@ pub enum Order {
     Attach(SessionKey, Inbox),
     /// The session ended: its peers close.
     Detach(SessionKey),
+    /// The session is another node's now: its connections close, and those whose paths can be lent are
+    /// answered.
+    Lend(
+        SessionKey,
+        NodeId,
+        oneshot::Sender<Vec<(Target, Continuation)>>,
+    ),
     /// The shard has another address of its own.
     Open(Box<Socket>),
     /// That address is another node's from now on.
@@ -116,6 +124,7 @@ impl ShardView {
         vec![
             ("peers", engine.peers as u64),
             ("peers_connected", engine.peers_connected as u64),
+            ("paths_lent", engine.lent as u64),
             ("data_refused", engine.data_refused),
             ("events_dropped", engine.events_dropped),
             ("transmits_dropped", engine.transmits_dropped),
@@ -460,6 +469,16 @@ impl Shard {
                     for peer in session.peers() {
                         engine.handle_command(now, Command::ClosePeer { peer });
                     }
+                }
+                Ok(Order::Lend(session, to, answer)) => {
+                    // What was queued before goes out before the borrower sends.
+                    self.flush(engine);
+                    let peers = session.peers().into_iter();
+                    let lent = peers.filter_map(|peer| {
+                        let lent = engine.lend(now, peer, to)?;
+                        Some((media::target(peer), lent))
+                    });
+                    let _ = answer.send(lent.collect());
                 }
                 Ok(Order::Open(socket)) => {
                     self.beside.retain(|known| known.local() != socket.local());

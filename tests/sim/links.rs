@@ -363,6 +363,7 @@ impl World {
                 room: room.0.clone(),
                 sid: sid.0.clone(),
                 epoch: epoch.0,
+                borrower: 0,
             };
             let message = Message::Claim {
                 id: number,

@@ -185,3 +185,46 @@ fn reports_of_a_session_from_before_do_not_pass_for_those_of_a_new_one() {
     assert!(found.hold(), "{found:?}");
     assert_eq!((found.continued, found.unattributed), (0, 1));
 }
+
+#[test]
+fn a_lent_path_is_no_older_home() {
+    let wire = [
+        connect(1, 5000, "a:x", Some(1)),
+        media(1, 5000, 7, 0..100),
+        // The newer home's, by way of the older one.
+        media(1, 5000, 7, 8300..8350),
+        connect(2, 5001, "b:y", None),
+        media(2, 5001, 7, 8351..8400),
+        // The last of them comes late.
+        media(1, 5000, 7, 8350..8351),
+    ];
+    let found = run(wire.concat());
+    assert!(found.hold(), "{found:?}");
+    assert_eq!((found.lent, found.moves), (51, 1));
+}
+
+#[test]
+fn an_old_home_that_sends_itself_beside_a_lent_path_is_seen() {
+    let wire = [
+        connect(1, 5000, "a:x", Some(1)),
+        media(1, 5000, 7, 0..100),
+        media(1, 5000, 7, 8300..8350),
+        connect(2, 5001, "b:y", None),
+        media(2, 5001, 7, 8350..8400),
+        media(1, 5000, 7, 100..103),
+    ];
+    let found = run(wire.concat());
+    assert_eq!((found.older_after_newer, found.lent), (3, 50));
+}
+
+#[test]
+fn an_index_used_on_a_lent_path_and_again_on_the_new_one_is_seen() {
+    let wire = [
+        connect(1, 5000, "a:x", Some(1)),
+        media(1, 5000, 7, 0..100),
+        media(1, 5000, 7, 8300..8350),
+        connect(2, 5001, "b:y", None),
+        media(2, 5001, 7, 8345..8400),
+    ];
+    assert_eq!(run(wire.concat()).index_reused, 5);
+}

@@ -33,8 +33,9 @@ impl Engine {
                 peer,
                 role,
                 negotiated_channels,
+                lender,
                 from,
-            } => self.go_on(now, peer, (role, negotiated_channels), *from),
+            } => self.go_on(now, peer, (role, negotiated_channels), lender, *from),
             Command::Export { peer } => self.checkpoint(now, peer),
             Command::ClosePeer { peer } => self.close_peer(now, peer),
             Command::Offer { peer, id, sdp } => self.take_offer(now, peer, id, &sdp),
@@ -121,6 +122,7 @@ impl Engine {
         self.ufrags.retain(|_, owner| *owner != id);
         self.tracks.remove_peer(id);
         self.router.remove_peer(now, id);
+        self.return_path(id);
     }
 
     fn take_offer(&mut self, now: Instant, id: PeerId, number: u32, sdp: &str) {
@@ -135,9 +137,7 @@ impl Engine {
                         .insert(peer.transport.local_credentials().ufrag.clone(), id);
                 }
                 let answered = peer.answer(now, offer, &self.config, &mut self.rng);
-                if self.config.moves
-                    && let Ok(written) = &answered
-                {
+                if let Ok(written) = &answered {
                     peer.described.agree(sdp.to_owned(), written.sdp.clone());
                 }
                 answered.map_err(|refusal| refusal.to_string())
@@ -167,7 +167,7 @@ impl Engine {
         let outcome = outcome
             .map_err(|refusal| refusal.to_string())
             .and_then(|()| peer.take_remote(now).map_err(|refusal| refusal.to_string()));
-        if self.config.moves && outcome.is_ok() {
+        if outcome.is_ok() {
             peer.described.answered(sdp);
         }
         match outcome {

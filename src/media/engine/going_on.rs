@@ -1,5 +1,5 @@
-//! Connections whose clients do not know that their node is gone: the address has moved here, and this
-//! engine goes on in the former home's place.
+//! Connections whose clients do not know that their node is gone: the address has moved here, or the
+//! former home lends the path, and this engine goes on in its place.
 //!
 //! ```text
 //! GoOn ─► path, keys, sections, SSRCs as they were ─► media both ways, at once
@@ -7,6 +7,8 @@
 //! ```
 
 use std::time::Instant;
+
+use flotilla_model::id::NodeId;
 
 use super::Engine;
 use super::peer::{Peer, Plan};
@@ -21,11 +23,20 @@ impl Engine {
         now: Instant,
         id: PeerId,
         kind: (PeerRole, bool),
-        from: Continuation,
+        lender: Option<NodeId>,
+        mut from: Continuation,
     ) {
         if self.peers.contains_key(&id) || self.peers.len() >= self.config.peers_max {
             tracing::warn!(peer = id.0, "there is no place for a connection to go on");
             return;
+        }
+        if let Some(lender) = lender {
+            let own = from.passage.local();
+            let Some(number) = self.loans.number(lender, own) else {
+                tracing::warn!(peer = id.0, "too many nodes lend paths");
+                return;
+            };
+            from.passage = from.passage.heard_by(number);
         }
         let mut peer = match Peer::go_on(now, &self.config, kind, &from, &mut self.rng) {
             Ok(peer) => peer,
@@ -39,6 +50,9 @@ impl Engine {
         }
         let client = via::mark(from.passage.client, from.passage.local);
         peer.add_address(id, client, &mut self.addresses);
+        if lender.is_some() {
+            self.loans.borrow(id, client);
+        }
         let assigned = peer.negotiation.assigned();
         let assigned: Vec<_> = assigned
             .filter_map(|(track, stream)| {

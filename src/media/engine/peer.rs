@@ -35,7 +35,7 @@ pub(super) struct Plan {
     pub(super) restore: Option<Box<Restore>>,
 }
 
-/// The last offer and answer, kept only where another node may need them.
+/// The last offer and answer, for another node that may go on.
 #[derive(Default)]
 pub(super) struct Described {
     /// The engine's offer that waits for its answer.
@@ -59,6 +59,10 @@ impl Described {
     pub(super) fn agree(&mut self, offer: String, answer: String) {
         self.agreed = Some((offer, answer));
         self.is_new = true;
+    }
+
+    pub(super) fn agreed(&self) -> Option<&(String, String)> {
+        self.agreed.as_ref()
     }
 
     /// What was agreed on since this was asked last.
@@ -234,6 +238,11 @@ impl Peer {
     /// The client is connected and this is where its media goes.
     pub(super) fn lives_at(&self, address: SocketAddr) -> bool {
         self.transport.is_connected() && self.transport.destination() == Some(address)
+    }
+
+    /// Where valid checks came from, oldest first.
+    pub(super) fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
     }
 
     /// Remembers an address that a valid check came from.

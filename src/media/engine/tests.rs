@@ -2,6 +2,7 @@
 
 mod allocations;
 mod going_on;
+mod loans;
 mod takeover;
 mod world;
 

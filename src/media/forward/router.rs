@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::time::Instant;
 
 use flotilla_model::id::{BootId, Epoch, NodeId, TrackSid};
@@ -24,6 +25,8 @@ use crate::index::IdMap;
 use crate::peer::passage::{STREAMS_MAX, SentStream};
 use crate::receive::demux::Section;
 use crate::relay::link::{Link, Local};
+use crate::relay::loan::OnLoan;
+use crate::relay::message::write_on_loan;
 use crate::relay::transit::{Course, Passage};
 use crate::rtp::twcc::Arrivals;
 use crate::stats::{Stats, TrackSource};
@@ -87,6 +90,8 @@ pub struct Router {
     /// Detours by which this node is asked to send packets on. No more than pairs of links.
     passages: BTreeMap<Course, Passage>,
     packets_passed_on: u64,
+    /// A client's datagram in the relay packet taken last: from which node, whose, where in the packet.
+    on_loan: Option<(NodeId, OnLoan, Range<usize>)>,
     timers: Timers,
     /// Tracks with packets that subscribers are still to get, oldest first.
     waiting: VecDeque<usize>,
@@ -111,6 +116,7 @@ impl Router {
             tags: IdMap::default(),
             passages: BTreeMap::new(),
             packets_passed_on: 0,
+            on_loan: None,
             timers: Timers::new(now),
             waiting: VecDeque::with_capacity(64),
             events: VecDeque::with_capacity(64),
@@ -520,6 +526,31 @@ impl Router {
             self.discards.add(reason);
         }
         result
+    }
+
+    /// The client's datagram in the relay packet that was taken last, if it held one: from which node, whose
+    /// it is, and where in the packet it lies in plain.
+    pub fn take_on_loan(&mut self) -> Option<(NodeId, OnLoan, Range<usize>)> {
+        self.on_loan.take()
+    }
+
+    /// Gives a client's datagram to another node; nothing happens if that is gone.
+    pub fn carry<W: Wire>(
+        &mut self,
+        node: NodeId,
+        loan: &OnLoan,
+        datagram: &[u8],
+        wire: &mut W,
+    ) {
+        if let Some(link) = self.links.get_mut(&node) {
+            link.send(wire, |buffer| write_on_loan(buffer, loan, datagram));
+        }
+    }
+
+    /// Whether another node can be sent to.
+    #[must_use]
+    pub fn has_link(&self, node: NodeId) -> bool {
+        self.links.get(&node).is_some_and(|link| !link.is_removed)
     }
 
     /// Does what is due: feedback, retries, reports, selection.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::codec::Codec;
 use crate::discard::Discard;
+use crate::relay::loan::{OnLoan, Way};
 use crate::rtp::extension::Carried;
 
 const MEDIA: u8 = 1;
@@ -16,6 +17,9 @@ const NACK: u8 = 3;
 const STATUS: u8 = 4;
 const PING: u8 = 5;
 const PONG: u8 = 6;
+const CLIENT_UP: u8 = 7;
+const CLIENT_DOWN: u8 = 8;
+const CLIENT_DONE: u8 = 9;
 
 const FLAG_MARKER: u8 = 1;
 const FLAG_REPAIR: u8 = 2;
@@ -131,6 +135,8 @@ pub enum Message<'a> {
     Ping(u64),
     /// The answer.
     Pong(u64),
+    /// A datagram of a client whose path one of the two nodes lends to the other.
+    OnLoan(OnLoan, &'a [u8]),
 }
 
 /// Entries of a want message.
@@ -196,6 +202,9 @@ pub fn parse(plain: &[u8]) -> Result<Message<'_>, Discard> {
             .ok_or(Discard::Truncated),
         PING => reader.u64().map(Message::Ping).ok_or(Discard::Truncated),
         PONG => reader.u64().map(Message::Pong).ok_or(Discard::Truncated),
+        CLIENT_UP => parse_on_loan(Way::Up, reader),
+        CLIENT_DOWN => parse_on_loan(Way::Down, reader),
+        CLIENT_DONE => parse_on_loan(Way::Done, reader),
         _ => Err(Discard::Malformed),
     }
 }
@@ -228,6 +237,11 @@ fn parse_media(mut reader: Reader<'_>) -> Result<Message<'_>, Discard> {
         return Err(Discard::Malformed);
     }
     Ok(Message::Media(media, reader.0))
+}
+
+fn parse_on_loan(way: Way, mut reader: Reader<'_>) -> Result<Message<'_>, Discard> {
+    let head = reader.array().ok_or(Discard::Truncated)?;
+    Ok(Message::OnLoan(OnLoan::read(way, head), reader.0))
 }
 
 fn parse_status(mut reader: Reader<'_>) -> Option<Status> {
@@ -357,6 +371,19 @@ pub fn write_ping(buffer: &mut [u8], number: u64) -> usize {
 pub fn write_pong(buffer: &mut [u8], number: u64) -> usize {
     let mut writer = Writer::new(buffer, PONG);
     writer.put(&number.to_be_bytes());
+    writer.finish()
+}
+
+/// Writes a client's datagram; returns the length, 0 if it does not fit.
+pub fn write_on_loan(buffer: &mut [u8], loan: &OnLoan, datagram: &[u8]) -> usize {
+    let kind = match loan.way {
+        Way::Up => CLIENT_UP,
+        Way::Down => CLIENT_DOWN,
+        Way::Done => CLIENT_DONE,
+    };
+    let mut writer = Writer::new(buffer, kind);
+    writer.put(&loan.head());
+    writer.put(datagram);
     writer.finish()
 }
 
@@ -543,7 +570,7 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_bytes_never_panic(kind in 0_u8..8, mut bytes in proptest::collection::vec(any::<u8>(), 0..120)) {
+        fn arbitrary_bytes_never_panic(kind in 0_u8..11, mut bytes in proptest::collection::vec(any::<u8>(), 0..120)) {
             let _ = parse(&bytes);
             if let Some(first) = bytes.first_mut() {
                 *first = kind;

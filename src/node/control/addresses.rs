@@ -12,6 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use flotilla_media::via;
 use flotilla_model::State;
 use flotilla_model::command::Command;
 use flotilla_model::id::{BootId, NodeId};
@@ -244,7 +245,7 @@ impl Watcher {
     }
 
     /// The same port for each shard as that of its main socket, at another address.
-    fn open(&self, address: IpAddr, local: u8) -> anyhow::Result<Vec<Socket>> {
+    fn open(&self, address: IpAddr, local: via::Local) -> anyhow::Result<Vec<Socket>> {
         let shards = self.keeping.sessions.shards.handles().iter();
         let bound = shards.map(|shard| {
             Socket::bind_beside(SocketAddr::new(address, shard.address.port()), local)

@@ -79,6 +79,8 @@ pub enum Adoption {
     Fresh,
     /// On the same connections, whose address moved here: its client need not have noticed.
     Unnoticed,
+    /// On the same connections, whose paths the former home lends until the client has others.
+    Lent,
 }
 
 impl Adoption {
@@ -89,6 +91,7 @@ impl Adoption {
             Self::Imported => "imported",
             Self::Fresh => "fresh",
             Self::Unnoticed => "unnoticed",
+            Self::Lent => "lent",
         }
     }
 }

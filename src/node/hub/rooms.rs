@@ -651,6 +651,7 @@ impl Rooms {
             keepsake: held.keepsake,
             in_room,
             last_sequence: passed.unwrap_or_default(),
+            ..proto::ClaimReply::default()
         }
     }
 }

@@ -16,8 +16,10 @@ use std::time::Instant;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, Nonce, RandomizedNonceKey};
 use bytes::Bytes;
+use flotilla_media::command::Continuation;
 use flotilla_media::peer::passage::Passage;
 use flotilla_media::peer::transport::TransportSnapshot;
+use flotilla_media::via;
 use flotilla_model::State;
 use flotilla_model::id::{Epoch, ParticipantSid};
 use flotilla_signal::session::Keepsake;
@@ -51,6 +53,17 @@ enum Part {
     Passage(Vec<u8>, IpAddr),
     /// Its last offer and answer.
     Descriptions(Box<(String, String)>),
+    /// A connection whose path is lent.
+    Lent(Box<LentPart>),
+}
+
+/// All of a connection, with the number of the lender's address by which its client is heard.
+#[derive(Serialize, Deserialize)]
+struct LentPart {
+    transport: TransportSnapshot,
+    passage: Vec<u8>,
+    own: via::Local,
+    descriptions: (String, String),
 }
 
 impl Vault {
@@ -139,6 +152,31 @@ impl Vault {
     ) -> Option<Box<(String, String)>> {
         match self.open(sid, sealed)? {
             Part::Descriptions(descriptions) => Some(descriptions),
+            _ => None,
+        }
+    }
+
+    /// Seals a connection for the node that its path is lent to.
+    #[must_use]
+    pub fn seal_lent(&self, sid: &ParticipantSid, lent: Continuation, wall_ms: u64) -> Bytes {
+        let part = LentPart {
+            transport: lent.transport,
+            passage: lent.passage.to_bytes(),
+            own: lent.passage.local(),
+            descriptions: lent.descriptions,
+        };
+        self.seal(sid, &Part::Lent(Box::new(part)), wall_ms)
+    }
+
+    /// Opens it; `None` as with [`Vault::open_transport`].
+    #[must_use]
+    pub fn open_lent(&self, sid: &ParticipantSid, sealed: &[u8]) -> Option<Continuation> {
+        match self.open(sid, sealed)? {
+            Part::Lent(part) => Some(Continuation {
+                transport: part.transport,
+                passage: Passage::from_bytes(&part.passage).ok()?.heard_by(part.own),
+                descriptions: part.descriptions,
+            }),
             _ => None,
         }
     }

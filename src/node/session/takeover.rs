@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use flotilla_model::id::{Epoch, Identity, ParticipantSid, RoomName, UnixMillis};
+use flotilla_model::id::{Epoch, Identity, NodeId, ParticipantSid, RoomName, UnixMillis};
 use flotilla_model::participant::Participant;
 use flotilla_signal::connect::Connect;
 use flotilla_signal::media::{self, Target};
@@ -14,6 +14,8 @@ use tracing::info;
 
 use super::handover::{self, Transports};
 use super::inbox::{Inbox, Standing};
+use super::lending::Borrowed;
+use super::unmissed::go_on_orders;
 use super::{CONNECT_MAX, Claim, Sessions, Task};
 use crate::control::takeovers::Adoption;
 use crate::mesh::enroll::wall_clock_ms;
@@ -99,7 +101,7 @@ impl Sessions {
         room: RoomName,
         sid: ParticipantSid,
         epoch: Epoch,
-    ) -> (Claimed, Transports) {
+    ) -> (Claimed, Transports, Option<Borrowed>) {
         let begun = Instant::now();
         let mesh = self.hub.mesh();
         let asked = mesh.connected().into_iter().map(|node| {
@@ -107,10 +109,16 @@ impl Sessions {
                 room: room.0.clone(),
                 sid: sid.0.clone(),
                 epoch: epoch.0,
+                borrower: self.config.node.0,
             };
-            mesh.claim(node, request, CLAIM_MAX)
+            let reply = mesh.claim(node, request, CLAIM_MAX);
+            async move { Some((node, reply.await?)) }
         });
-        let mut replies: Vec<_> = join_all(asked).await.into_iter().flatten().collect();
+        let replies: Vec<_> = join_all(asked).await.into_iter().flatten().collect();
+        let borrowed = replies
+            .iter()
+            .find_map(|(lender, reply)| self.borrowed(*lender, reply, &sid));
+        let mut replies: Vec<_> = replies.into_iter().map(|(_, reply)| reply).collect();
         replies.push(self.hub.held(&room, &sid));
         let last_sequence = handover::last_sequence(&replies);
         let newest = handover::newest(&replies, |_| true);
@@ -124,7 +132,9 @@ impl Sessions {
             last_sequence,
         };
         let has_keys = transports.publisher.is_some() || transports.subscriber.is_some();
-        let how = if has_keys {
+        let how = if borrowed.is_some() {
+            Adoption::Lent
+        } else if has_keys {
             Adoption::Imported
         } else {
             Adoption::Fresh
@@ -135,10 +145,32 @@ impl Sessions {
             elapsed_us = begun.elapsed().as_micros() as u64,
             served = replies.iter().any(|reply| reply.served),
             keys = has_keys,
+            lent = borrowed.is_some(),
             last_sequence = claimed.last_sequence,
             "claimed a session"
         );
-        (claimed, transports)
+        (claimed, transports, borrowed)
+    }
+
+    /// Connections that a former home lends.
+    fn borrowed(
+        &self,
+        lender: NodeId,
+        reply: &proto::ClaimReply,
+        sid: &ParticipantSid,
+    ) -> Option<Borrowed> {
+        let parts = [
+            (Target::Publisher, &reply.lent_publisher),
+            (Target::Subscriber, &reply.lent_subscriber),
+        ];
+        let connections = parts
+            .into_iter()
+            .filter_map(|(target, sealed)| Some((target, self.vault.open_lent(sid, sealed)?)));
+        let connections: Vec<_> = connections.collect();
+        (!connections.is_empty()).then_some(Borrowed {
+            lender,
+            connections,
+        })
     }
 }
 
@@ -147,6 +179,22 @@ impl Task {
         self.adopted = Some(epoch);
         let (room, sid) = (self.session.room().clone(), self.session.sid().clone());
         Box::pin(self.node.clone().claim(room, sid, epoch))
+    }
+
+    /// Goes on with connections that the former home lends, before the client has said what it has.
+    pub(super) async fn go_on(&mut self, borrowed: Borrowed) {
+        let state = self.node.group.state();
+        let room = state.rooms.get(self.session.room());
+        let participant = room.and_then(|room| room.participants.get(self.session.identity()));
+        let sid = self.session.sid();
+        let Some(participant) = participant.filter(|present| present.sid == *sid) else {
+            return;
+        };
+        self.attach().await;
+        let lender = Some(borrowed.lender);
+        for order in go_on_orders(self.key, participant, lender, borrowed.connections) {
+            self.shard.command(order).await;
+        }
     }
 
     /// Media flows again, one way or the other.

@@ -98,7 +98,13 @@ impl Held {
 pub struct Unmissed {
     /// Touched by the task that takes addresses, by resumes and by claims; nothing waits while it is held.
     all: Mutex<HashMap<ParticipantSid, Connections>>,
+    /// Epochs at which other nodes have claimed sessions of late: those of a lower one do not begin here
+    /// any more, whatever the log says here so far. Held within `all`.
+    claimed: Mutex<HashMap<ParticipantSid, (Epoch, Instant)>>,
 }
+
+/// How long a claim is remembered: longer than the log is late here.
+const CLAIMED_KEPT: Duration = Duration::from_secs(10);
 
 /// One participant's.
 pub struct Connections {
@@ -108,6 +114,8 @@ pub struct Connections {
     identity: Identity,
     address: IpAddr,
     shard: ShardHandle,
+    /// Held until the shard has been told everything.
+    beginning: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Unmissed {
@@ -127,11 +135,20 @@ impl Unmissed {
         self.lock().values().any(|one| one.address == address)
     }
 
-    /// Another node serves the participant: nothing is sent to its client from here any more once this
-    /// returns.
-    pub async fn end(&self, sid: &ParticipantSid) {
-        let connections = self.take(sid);
+    /// Another node serves the participant, since this epoch if it says so itself: nothing is sent to its
+    /// client from here any more once this returns.
+    pub async fn end(&self, sid: &ParticipantSid, claimed_at: Option<Epoch>) {
+        let connections = {
+            let mut all = self.lock();
+            if let Some(epoch) = claimed_at {
+                let mut claimed = self.claimed.lock().unwrap_or_else(PoisonError::into_inner);
+                claimed.retain(|_, (_, at)| at.elapsed() < CLAIMED_KEPT);
+                claimed.insert(sid.clone(), (epoch, Instant::now()));
+            }
+            all.remove(sid)
+        };
         if let Some(connections) = connections {
+            drop(connections.beginning.lock().await);
             let (answer, done) = tokio::sync::oneshot::channel();
             connections.shard.send(Order::Detach(connections.key)).await;
             // Orders are carried out one after the other.
@@ -155,7 +172,7 @@ impl Unmissed {
                 .collect()
         };
         for sid in gone {
-            self.end(&sid).await;
+            self.end(&sid, None).await;
         }
     }
 }
@@ -263,43 +280,27 @@ impl Sessions {
     ) {
         let key = self.new_key();
         let shard = self.shards.of_room(room.as_str()).clone();
-        let client = &participant.client;
-        let single = client.single_peer_connection;
-        let (inbox, outlet) = Inbox::new();
-        shard.send(Order::Attach(key, inbox)).await;
-        for (target, from) in continuations {
-            let role = match target {
-                _ if single => PeerRole::Single,
-                Target::Publisher => PeerRole::Publisher,
-                Target::Subscriber => PeerRole::Subscriber,
-            };
-            let order = Command::GoOn {
-                peer: key.peer(target),
-                role,
-                negotiated_channels: single && client.protocol >= FIXED_CHANNELS_SINCE,
-                from: Box::new(from),
-            };
-            shard.command(order).await;
-        }
-        for track in participant.tracks.values() {
-            let order = Command::Publish {
-                peer: key.peer(Target::Publisher),
-                track: Box::new((**track).clone()),
-                epoch: participant.epoch,
-            };
-            shard.command(order).await;
-        }
-        info!(%room, participant = %participant.sid, epoch = participant.epoch.0, "a session goes on where it was");
+        let beginning = Arc::new(tokio::sync::Mutex::new(()));
+        let begins = beginning.clone().lock_owned().await;
         let connections = Connections {
             key,
             room: room.clone(),
             identity: participant.identity.clone(),
             address,
-            shard,
+            shard: shard.clone(),
+            beginning,
         };
-        self.hub
-            .unmissed()
-            .put(participant.sid.clone(), connections);
+        let unmissed = self.hub.unmissed();
+        if !unmissed.put(&participant.sid, participant.epoch, connections) {
+            return;
+        }
+        let (inbox, outlet) = Inbox::new();
+        shard.send(Order::Attach(key, inbox)).await;
+        for order in go_on_orders(key, participant, None, continuations) {
+            shard.command(order).await;
+        }
+        drop(begins);
+        info!(%room, participant = %participant.sid, epoch = participant.epoch.0, "a session goes on where it was");
         let keeper = Keeper {
             node: self.clone(),
             room: room.clone(),
@@ -312,9 +313,44 @@ impl Sessions {
     }
 }
 
+/// What the shard is told to go on with a participant's connections and what they publish.
+pub(super) fn go_on_orders(
+    key: SessionKey,
+    participant: &Participant,
+    lender: Option<NodeId>,
+    connections: Vec<(Target, Continuation)>,
+) -> Vec<Command> {
+    let client = &participant.client;
+    let single = client.single_peer_connection;
+    let going_on = connections.into_iter().map(|(target, from)| Command::GoOn {
+        peer: key.peer(target),
+        role: match target {
+            _ if single => PeerRole::Single,
+            Target::Publisher => PeerRole::Publisher,
+            Target::Subscriber => PeerRole::Subscriber,
+        },
+        negotiated_channels: single && client.protocol >= FIXED_CHANNELS_SINCE,
+        lender,
+        from: Box::new(from),
+    });
+    let published = participant.tracks.values().map(|track| Command::Publish {
+        peer: key.peer(Target::Publisher),
+        track: Box::new((**track).clone()),
+        epoch: participant.epoch,
+    });
+    going_on.chain(published).collect()
+}
+
 impl Unmissed {
-    fn put(&self, sid: ParticipantSid, connections: Connections) {
-        self.lock().insert(sid, connections);
+    /// Whether they may begin: nobody has claimed the session since this epoch.
+    fn put(&self, sid: &ParticipantSid, epoch: Epoch, connections: Connections) -> bool {
+        let mut all = self.lock();
+        let claimed = self.claimed.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_claimed = claimed.get(sid).is_some_and(|(since, _)| *since > epoch);
+        if !is_claimed {
+            all.insert(sid.clone(), connections);
+        }
+        !is_claimed
     }
 }
 

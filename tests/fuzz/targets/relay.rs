@@ -32,6 +32,12 @@ pub(crate) fn plain(bytes: &[u8]) {
         Message::Status(status) => message::write_status(&mut buffer, &status),
         Message::Ping(number) => message::write_ping(&mut buffer, number),
         Message::Pong(number) => message::write_pong(&mut buffer, number),
+        Message::OnLoan(loan, datagram) => {
+            if datagram.len() > 3000 {
+                return;
+            }
+            message::write_on_loan(&mut buffer, &loan, datagram)
+        }
     };
     assert!(message::parse(&buffer[..written]).is_ok());
 }

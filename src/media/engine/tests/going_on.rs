@@ -26,6 +26,7 @@ impl Call {
                 peer: PeerId(client as u64),
                 role,
                 negotiated_channels: false,
+                lender: None,
                 from: Box::new(continuation),
             };
             self.world.command(to, order);

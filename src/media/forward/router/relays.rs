@@ -17,6 +17,7 @@ use crate::receive::nack::Origin;
 use crate::receive::report::SenderClock;
 use crate::receive::stream::{Arrival, Numbering};
 use crate::relay::keys;
+use crate::relay::loan::HEAD_LEN;
 use crate::relay::message::{
     self, IN_HASTE, Media, Message, Sequences, Status, TrackRef, Want, write_media, write_pong,
 };
@@ -63,6 +64,11 @@ impl Router {
             }
             Message::Pong(number) => {
                 link.pong(now, number);
+                Ok(())
+            }
+            Message::OnLoan(loan, datagram) => {
+                let start = keys::HEAD_LEN + HEAD_LEN;
+                self.on_loan = Some((node, loan, start..start + datagram.len()));
                 Ok(())
             }
         }

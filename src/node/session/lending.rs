@@ -1,0 +1,149 @@
+//! A session that leaves for another node while this one lives: its connections go there whole, and their
+//! paths are lent until the client has others.
+//!
+//! ```text
+//! client ─ resume ─► new home ─ Rehome ─► log ─► here: lend ─ sealed ─► Lending
+//!                        │ ◄──────── Claim ◄───────────────────────────────┘
+//!                        └─ GoOn on the lent paths, before the client has said a word more
+//! ```
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use flotilla_media::command::Continuation;
+use flotilla_model::id::{NodeId, ParticipantSid};
+use flotilla_signal::media::Target;
+use tokio::sync::oneshot;
+use tracing::info;
+
+use super::Task;
+use crate::mesh::enroll::wall_clock_ms;
+use crate::shard::Order;
+
+/// How long sealed connections wait for their borrower, which asks at once.
+const KEPT_MAX: Duration = Duration::from_secs(10);
+/// How long the shard may take to lend.
+const LEND_MAX: Duration = Duration::from_millis(100);
+
+/// Connections of former sessions, sealed for the nodes that serve them now.
+#[derive(Default)]
+pub struct Lending {
+    /// Touched by ending sessions and by claims; nothing waits while it is held.
+    all: Mutex<HashMap<ParticipantSid, Entry>>,
+}
+
+struct Entry {
+    to: NodeId,
+    at: Instant,
+    /// Sealed, as in [`crate::mesh::proto::ClaimReply`]; `None`: not there yet.
+    parts: Option<[Bytes; 2]>,
+}
+
+impl Lending {
+    fn lock(&self) -> MutexGuard<'_, HashMap<ParticipantSid, Entry>> {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, entry| entry.at.elapsed() < KEPT_MAX);
+        all
+    }
+
+    /// A node claims the session and could go on with its connections.
+    pub fn ask(&self, sid: &ParticipantSid, to: NodeId) {
+        let mut all = self.lock();
+        if all.get(sid).is_none_or(|entry| entry.to != to) {
+            let (at, parts) = (Instant::now(), None);
+            all.insert(sid.clone(), Entry { to, at, parts });
+        }
+    }
+
+    /// Who has asked for the session.
+    #[must_use]
+    pub fn borrower(&self, sid: &ParticipantSid) -> Option<NodeId> {
+        self.lock().get(sid).map(|entry| entry.to)
+    }
+
+    /// The session's connections are lent to this node.
+    pub fn put(&self, sid: &ParticipantSid, to: NodeId, parts: [Bytes; 2]) {
+        let (at, parts) = (Instant::now(), Some(parts));
+        self.lock().insert(sid.clone(), Entry { to, at, parts });
+    }
+
+    /// What is lent to this node of the session, once.
+    #[must_use]
+    pub fn take(&self, sid: &ParticipantSid, to: NodeId) -> Option<[Bytes; 2]> {
+        let mut all = self.lock();
+        if all.get(sid)?.to != to {
+            return None;
+        }
+        all.remove(sid)?.parts
+    }
+}
+
+impl Task {
+    /// If the participant is another node's now, its connections end here and are lent to that.
+    pub(super) async fn lend(&mut self) {
+        let (node, sid) = (&self.node, self.session.sid());
+        let to = node.hub.lending().borrower(sid).or_else(|| self.moved_to());
+        let Some(to) = to.filter(|_| self.attached) else {
+            return;
+        };
+        let (answer, lent) = oneshot::channel();
+        self.shard.send(Order::Lend(self.key, to, answer)).await;
+        let Ok(Ok(lent)) = tokio::time::timeout(LEND_MAX, lent).await else {
+            return;
+        };
+        let wall = wall_clock_ms();
+        let mut parts = [Bytes::new(), Bytes::new()];
+        for (target, connection) in lent {
+            let sealed = node.vault.seal_lent(sid, connection, wall);
+            parts[usize::from(target == Target::Subscriber)] = sealed;
+        }
+        if parts.iter().any(|part| !part.is_empty()) {
+            info!(%to, "this session's paths are lent");
+            node.hub.lending().put(sid, to, parts);
+        }
+    }
+
+    /// The participant's home, if it is another node.
+    fn moved_to(&self) -> Option<NodeId> {
+        let state = self.node.group.state();
+        let room = state.rooms.get(self.session.room())?;
+        let present = room.participants.get(self.session.identity())?;
+        let here = self.node.config.node;
+        (present.sid == *self.session.sid() && present.home != here).then_some(present.home)
+    }
+}
+
+/// A session's connections that another node lends, by connection.
+pub(super) struct Borrowed {
+    /// The former home.
+    pub(super) lender: NodeId,
+    /// What goes on.
+    pub(super) connections: Vec<(Target, Continuation)>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_lent_goes_to_whom_it_is_lent_once() {
+        let lending = Lending::default();
+        let sid = ParticipantSid("PA_a".into());
+        let parts = || [Bytes::from_static(b"one"), Bytes::new()];
+        lending.ask(&sid, NodeId(2));
+        assert_eq!(lending.borrower(&sid), Some(NodeId(2)));
+        assert_eq!(lending.take(&sid, NodeId(2)), None, "not there yet");
+        assert_eq!(lending.borrower(&sid), None);
+        lending.put(&sid, NodeId(2), parts());
+        lending.ask(&sid, NodeId(2));
+        assert_eq!(lending.take(&sid, NodeId(3)), None, "not its own");
+        assert_eq!(lending.take(&sid, NodeId(2)), Some(parts()));
+        assert_eq!(lending.take(&sid, NodeId(2)), None);
+        // Whoever asks last is the home.
+        lending.put(&sid, NodeId(2), parts());
+        lending.ask(&sid, NodeId(3));
+        assert_eq!(lending.take(&sid, NodeId(3)), None);
+    }
+}
