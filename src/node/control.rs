@@ -7,7 +7,7 @@
 //!                      └─ hub ─ sessions
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -49,6 +49,10 @@ use takeovers::Takeovers;
 /// How often rooms and participants are counted for the metrics.
 const COUNT_INTERVAL: Duration = Duration::from_secs(2);
 
+/// How long a relay stays that nobody at home here wants any more: whom it was for may have moved just now,
+/// and lends where it stood.
+const RELAY_LINGER: Duration = Duration::from_secs(1);
+
 /// The feed task.
 pub struct Follower {
     /// This node.
@@ -82,7 +86,9 @@ impl Follower {
         let mut state = feed.start().clone();
         self.restart(&mut reconciler, &state).await;
         let mut count = tokio::time::interval(COUNT_INTERVAL);
+        let mut ending: VecDeque<(Instant, ShardOrder)> = VecDeque::new();
         loop {
+            let ends = ending.front().map(|(at, _)| (*at).into());
             tokio::select! {
                 change = feed.next() => match change {
                     Ok(change) => {
@@ -92,7 +98,10 @@ impl Follower {
                         if change.events.iter().any(is_of_nodes) {
                             self.link(&state);
                         }
-                        let orders = reconciler.change(&change.events, &state);
+                        let mut orders = reconciler.change(&change.events, &state);
+                        let at = Instant::now() + RELAY_LINGER;
+                        let waiting = orders.extract_if(.., |order| Reconciler::may_wait(order, &state));
+                        ending.extend(waiting.map(|order| (at, order)));
                         self.send(orders).await;
                         self.hub.pass_on(&change);
                     }
@@ -120,6 +129,11 @@ impl Follower {
                     }
                     None => anyhow::bail!("the shards stopped"),
                 },
+                () = until(ends) => {
+                    let due = ending.pop_front().map(|(_, order)| order);
+                    let due = due.filter(|order| !reconciler.is_wanted_again(order, &state));
+                    self.send(due.into_iter().collect()).await;
+                }
                 _ = count.tick() => self.count(&state),
             }
         }
@@ -172,6 +186,13 @@ impl Follower {
                 .with_label_values(&[kind])
                 .set(count);
         }
+    }
+}
+
+async fn until(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -65,8 +65,8 @@ impl Moving {
             let oldest = known.iter().position(|known| !known.is_held)?;
             known.remove(oldest);
         }
-        let number = (1..=via::OWN_MAX)
-            .find(|number| known.iter().all(|known| known.number != *number))?;
+        let number =
+            (1..=via::OWN_MAX).find(|number| known.iter().all(|known| known.number != *number))?;
         known.push(Known {
             number,
             address,

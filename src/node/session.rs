@@ -55,7 +55,6 @@ pub mod unmissed;
 use connection::Connection;
 use handover::{Transports, Vault};
 use inbox::{Inbox, Message, Outlet};
-use lending::Borrowed;
 use media::SessionKey;
 use unmissed::Kept;
 
@@ -187,7 +186,7 @@ impl Sessions {
     }
 }
 
-type Claim = Pin<Box<dyn Future<Output = (Claimed, Transports, Option<Borrowed>)> + Send>>;
+type Claim = Pin<Box<dyn Future<Output = (Claimed, Transports)> + Send>>;
 type Proposal = Pin<Box<dyn Future<Output = (RequestId, Result<Reply, CommitError>)> + Send>>;
 
 struct Task {
@@ -314,12 +313,9 @@ impl Task {
                     self.proposal = None;
                     self.session.handle(Instant::now(), Input::Committed { request, result });
                 }
-                (claimed, transports, borrowed) = finish(&mut self.claim) => {
+                (claimed, transports) = finish(&mut self.claim) => {
                     self.claim = None;
                     self.transports = transports;
-                    if let Some(borrowed) = borrowed {
-                        self.go_on(borrowed).await;
-                    }
                     self.session.handle(Instant::now(), Input::Claimed(Box::new(claimed)));
                 }
                 () = sleep_until(wake) => self.timeout(),
@@ -464,7 +460,7 @@ impl Task {
             match output {
                 Output::Reply(response) => self.reply(response),
                 Output::Propose { request, command } => self.propose(request, command),
-                Output::Claim { epoch } => self.claim = Some(self.claim(epoch)),
+                Output::Claim { epoch } => self.claim = Some(self.claim(epoch).await),
                 Output::Media(command) => self.order(command).await,
                 Output::Data(data) => self.node.hub.distribute(self.session.room(), data),
                 Output::Refuse(refusal) => {

@@ -475,8 +475,11 @@ impl Shard {
                     self.flush(engine);
                     let peers = session.peers().into_iter();
                     let lent = peers.filter_map(|peer| {
-                        let lent = engine.lend(now, peer, to)?;
-                        Some((media::target(peer), lent))
+                        let lent = engine.lend(now, peer, to);
+                        let lent = lent.inspect_err(|reason| {
+                            info!(peer = peer.0, reason, "a path is not lent");
+                        });
+                        Some((media::target(peer), lent.ok()?))
                     });
                     let _ = answer.send(lent.collect());
                 }

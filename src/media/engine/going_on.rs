@@ -61,6 +61,13 @@ impl Engine {
                 Some((track.clone(), stream.to_owned(), sent.settings))
             })
             .collect();
+        tracing::info!(
+            peer = id.0,
+            is_lent = lender.is_some(),
+            sent = from.passage.streams.len(),
+            assigned = assigned.len(),
+            "a connection goes on"
+        );
         self.peers.insert(id, Box::new(peer));
         self.router.go_on(now, id, from.passage.streams);
         for (track, stream, settings) in assigned {

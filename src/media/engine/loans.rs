@@ -99,20 +99,31 @@ impl Loans {
 
 impl Engine {
     /// Closes a connection and lends its path to the node that goes on with it, which is to be given what
-    /// this returns ([`crate::command::Command::GoOn`]). `None` if there is nothing to lend: it is not
-    /// connected, is on a borrowed path itself, or the node cannot be reached. Nothing has happened then.
-    pub fn lend(&mut self, now: Instant, id: PeerId, to: NodeId) -> Option<Continuation> {
-        let peer = self.peers.get(&id).filter(|_| self.router.has_link(to))?;
-        let transport = peer.transport.export()?;
-        let mut passage = peer.transport.passage()?;
-        if via::lender(passage.local()).is_some() {
-            return None;
+    /// this returns ([`crate::command::Command::GoOn`]).
+    ///
+    /// # Errors
+    /// Why there is nothing to lend. Nothing has happened then.
+    pub fn lend(
+        &mut self,
+        now: Instant,
+        id: PeerId,
+        to: NodeId,
+    ) -> Result<Continuation, &'static str> {
+        if !self.router.has_link(to) {
+            return Err("the node cannot be reached");
         }
+        let peer = self.peers.get(&id).ok_or("there is no such connection")?;
+        let transport = peer.transport.export().ok_or("it is not connected")?;
+        let mut passage = peer.transport.passage().ok_or("it has no path")?;
+        if via::lender(passage.local()).is_some() {
+            return Err("its path is borrowed itself");
+        }
+        let descriptions = peer.described.agreed().ok_or("nothing was agreed on yet")?;
+        let descriptions = descriptions.clone();
         passage.streams = self.router.sent(now, id);
         for stream in &mut passage.streams {
             peer.transport.note_sent(stream);
         }
-        let descriptions = peer.described.agreed()?.clone();
         let own = |path: &&SocketAddr| via::lender(via::local(**path)).is_none();
         let paths: Vec<_> = peer.addresses().iter().filter(own).copied().collect();
         self.close_peer(now, id);
@@ -121,7 +132,7 @@ impl Engine {
         for address in paths {
             self.loans.lent.insert(address, Lent { to, until });
         }
-        Some(Continuation {
+        Ok(Continuation {
             transport,
             passage,
             descriptions,

@@ -535,13 +535,7 @@ impl Router {
     }
 
     /// Gives a client's datagram to another node; nothing happens if that is gone.
-    pub fn carry<W: Wire>(
-        &mut self,
-        node: NodeId,
-        loan: &OnLoan,
-        datagram: &[u8],
-        wire: &mut W,
-    ) {
+    pub fn carry<W: Wire>(&mut self, node: NodeId, loan: &OnLoan, datagram: &[u8], wire: &mut W) {
         if let Some(link) = self.links.get_mut(&node) {
             link.send(wire, |buffer| write_on_loan(buffer, loan, datagram));
         }

@@ -212,7 +212,7 @@ impl Subscription {
     pub fn sent(&self, now: Instant, track: &TrackSid) -> Option<SentStream> {
         let section = self.cold.section.as_ref()?;
         let age = now.saturating_duration_since(self.last_arrived).as_millis();
-        let has_sent = self.packets > 0 || self.goes_on;
+        let has_sent = self.has_begun();
         Some(SentStream {
             track: track.clone(),
             ssrc: section.ssrc,
@@ -245,6 +245,12 @@ impl Subscription {
         let age = Duration::from_millis(age_ms.into());
         self.last_arrived = now.checked_sub(age).unwrap_or(now);
         self.goes_on = true;
+    }
+
+    /// Its client has been sent something, here or at the node before.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.packets > 0 || self.goes_on
     }
 
     /// The peer's connection came up or went away.
@@ -403,7 +409,7 @@ impl Subscription {
         let Some(first) = stream.ring.find(start).copied() else {
             return false;
         };
-        let has_sent = self.packets > 0 || self.goes_on;
+        let has_sent = self.has_begun();
         if self.layer != NO_LAYER {
             self.close_segment();
             self.cold.switches += 1;

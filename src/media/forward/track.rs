@@ -90,6 +90,10 @@ pub struct Inbound {
     pub ask_at: Instant,
     /// Layers live at the other node, once it has told.
     pub live: Option<u8>,
+    /// How often it was asked without effect.
+    pub repeated: u32,
+    /// Somebody here is in the middle of a picture.
+    pub in_haste: bool,
 }
 
 /// What of a track is wanted, as reported to the publisher.
@@ -255,9 +259,17 @@ impl Track {
                 asked: 0,
                 ask_at: now,
                 live: None,
+                repeated: 0,
+                in_haste: false,
             }),
             TrackSource::Local(_) | TrackSource::Pending => None,
         };
+        if self.subscriptions.iter().any(Subscription::has_begun) {
+            // They are in the middle of a picture.
+            for layer in &mut self.layers {
+                layer.stream.key_frames.hasten();
+            }
+        }
     }
 
     /// Its relay starts anew, maybe in a higher epoch: what was received or agreed before is void.
@@ -269,6 +281,7 @@ impl Track {
         if let Some(inbound) = &mut self.inbound {
             inbound.asked = 0;
             inbound.live = None;
+            inbound.repeated = 0;
         }
     }
 

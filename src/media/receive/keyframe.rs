@@ -10,7 +10,7 @@ use flotilla_model::track::Quality;
 /// Time after which an unanswered request is repeated.
 const RETRY: Duration = Duration::from_millis(500);
 /// Least time between a request that was answered and one in haste.
-const HASTE: Duration = Duration::from_millis(200);
+const HASTE: Duration = Duration::from_millis(150);
 
 /// Requests for key frames of one layer.
 #[derive(Debug)]
@@ -60,6 +60,12 @@ impl KeyFrameRequests {
     #[must_use]
     pub fn is_hasty(&self) -> bool {
         self.is_hasty
+    }
+
+    /// Somebody waits for one.
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
+        self.is_wanted
     }
 
     /// Nobody waits any more.
@@ -138,8 +144,8 @@ mod tests {
         requests.arrived();
         requests.hasten();
         requests.want();
-        assert!(!requests.take_due(start + ms(199)));
-        assert!(requests.take_due(start + ms(200)));
+        assert!(!requests.take_due(start + ms(149)));
+        assert!(requests.take_due(start + ms(150)));
         requests.arrived();
         requests.want();
         assert!(!requests.take_due(start + ms(1_199)));

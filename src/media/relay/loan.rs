@@ -51,9 +51,7 @@ impl OnLoan {
     pub(super) fn read(way: Way, head: [u8; HEAD_LEN - 1]) -> Self {
         let [own, address @ .., high, low] = head;
         let ip = Ipv6Addr::from_octets(address);
-        let ip = ip
-            .to_ipv4_mapped()
-            .map_or(IpAddr::V6(ip), |v4| IpAddr::V4(v4));
+        let ip = ip.to_ipv4_mapped().map_or(IpAddr::V6(ip), IpAddr::V4);
         Self {
             way,
             client: SocketAddr::new(ip, u16::from_be_bytes([high, low])),

@@ -19,6 +19,8 @@ use flotilla_model::track::Track;
 pub struct ShardOrder {
     /// Shard.
     pub shard: usize,
+    /// The room that it is about; `None`: it is about another node.
+    pub room: Option<RoomName>,
     /// Order.
     pub command: Command,
 }
@@ -115,6 +117,31 @@ impl Reconciler {
         orders
     }
 
+    /// Whether an order ends a relay of a track that is still there, only no longer wanted at this node.
+    /// Sessions that have just moved from here may still be on it for a moment.
+    #[must_use]
+    pub fn may_wait(order: &ShardOrder, state: &State) -> bool {
+        let Command::Unpublish { track } = &order.command else {
+            return false;
+        };
+        let room = order.room.as_ref().and_then(|room| state.rooms.get(room));
+        room.is_some_and(|room| room.track(track).is_some())
+    }
+
+    /// Whether a relay that ended is wanted after all, or its track is published here by now.
+    #[must_use]
+    pub fn is_wanted_again(&self, order: &ShardOrder, state: &State) -> bool {
+        let (Command::Unpublish { track }, Some(name)) = (&order.command, &order.room) else {
+            return false;
+        };
+        let told = self.rooms.get(name);
+        let room = state.rooms.get(name);
+        told.is_some_and(|told| told.incoming.contains_key(track))
+            || room
+                .and_then(|room| room.track(track))
+                .is_some_and(|(publisher, _)| publisher.home == self.node)
+    }
+
     /// Forgets what a shard was told: its engine is a new one.
     pub fn forget_shard(&mut self, shard: usize) {
         if let Some(links) = self.links.get_mut(shard) {
@@ -139,7 +166,11 @@ impl Reconciler {
             let told = &mut self.links[shard];
             for node in told.keys().filter(|node| !wanted.contains_key(node)) {
                 let command = Command::RemoveLink { node: *node };
-                orders.push(ShardOrder { shard, command });
+                orders.push(ShardOrder {
+                    shard,
+                    room: None,
+                    command,
+                });
             }
             for (node, (boot, address)) in &wanted {
                 if told.get(node) != Some(&(*boot, *address)) {
@@ -148,7 +179,11 @@ impl Reconciler {
                         boot: *boot,
                         address: *address,
                     };
-                    orders.push(ShardOrder { shard, command });
+                    orders.push(ShardOrder {
+                        shard,
+                        room: None,
+                        command,
+                    });
                 }
             }
             *told = wanted;
@@ -159,7 +194,13 @@ impl Reconciler {
         let shard = self.shard_of(name);
         let wanted = self.wanted(name, state);
         let told = self.rooms.remove(name).unwrap_or_default();
-        let mut order = |command| orders.push(ShardOrder { shard, command });
+        let mut order = |command| {
+            orders.push(ShardOrder {
+                shard,
+                room: Some(name.clone()),
+                command,
+            });
+        };
         for (track, node) in told.outgoing.difference(&wanted.outgoing) {
             order(Command::StopRelayTo {
                 track: track.clone(),

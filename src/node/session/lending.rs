@@ -12,7 +12,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use flotilla_media::command::Continuation;
 use flotilla_model::id::{NodeId, ParticipantSid};
 use flotilla_signal::media::Target;
 use tokio::sync::oneshot;
@@ -113,14 +112,6 @@ impl Task {
         let here = self.node.config.node;
         (present.sid == *self.session.sid() && present.home != here).then_some(present.home)
     }
-}
-
-/// A session's connections that another node lends, by connection.
-pub(super) struct Borrowed {
-    /// The former home.
-    pub(super) lender: NodeId,
-    /// What goes on.
-    pub(super) connections: Vec<(Target, Continuation)>,
 }
 
 #[cfg(test)]

@@ -3,23 +3,26 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use flotilla_media::command::Continuation;
 use flotilla_model::id::{Epoch, Identity, NodeId, ParticipantSid, RoomName, UnixMillis};
 use flotilla_model::participant::Participant;
 use flotilla_signal::connect::Connect;
 use flotilla_signal::media::{self, Target};
 use flotilla_signal::session::{Adopting, Claimed, Resuming, Session, may_adopt};
-use futures_util::future::join_all;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use rand::RngCore as _;
 use tracing::info;
 
 use super::handover::{self, Transports};
 use super::inbox::{Inbox, Standing};
-use super::lending::Borrowed;
+use super::media::SessionKey;
 use super::unmissed::go_on_orders;
 use super::{CONNECT_MAX, Claim, Sessions, Task};
 use crate::control::takeovers::Adoption;
 use crate::mesh::enroll::wall_clock_ms;
 use crate::mesh::proto;
+use crate::shard::ShardHandle;
 
 /// How long other nodes are waited for. Who does not answer has its say in the client's de-duplication.
 const CLAIM_MAX: Duration = Duration::from_millis(300);
@@ -95,14 +98,14 @@ impl Sessions {
         Some(inbox)
     }
 
-    /// Asks everybody for what they hold of a session that this node is the home of now.
-    async fn claim(
-        self: Arc<Self>,
-        room: RoomName,
-        sid: ParticipantSid,
-        epoch: Epoch,
-    ) -> (Claimed, Transports, Option<Borrowed>) {
+    /// Asks everybody for what they hold of a session that this node is the home of now. Connections that
+    /// the former home lends go on at once; the shard knows the session.
+    async fn claim(self: Arc<Self>, claiming: Claiming) -> (Claimed, Transports) {
         let begun = Instant::now();
+        let Claiming {
+            room, sid, epoch, ..
+        } = &claiming;
+        let epoch = *epoch;
         let mesh = self.hub.mesh();
         let asked = mesh.connected().into_iter().map(|node| {
             let request = proto::ClaimRequest {
@@ -114,87 +117,111 @@ impl Sessions {
             let reply = mesh.claim(node, request, CLAIM_MAX);
             async move { Some((node, reply.await?)) }
         });
-        let replies: Vec<_> = join_all(asked).await.into_iter().flatten().collect();
-        let borrowed = replies
-            .iter()
-            .find_map(|(lender, reply)| self.borrowed(*lender, reply, &sid));
-        let mut replies: Vec<_> = replies.into_iter().map(|(_, reply)| reply).collect();
-        replies.push(self.hub.held(&room, &sid));
+        let mut asked: FuturesUnordered<_> = asked.collect();
+        let mut replies = Vec::new();
+        let mut is_lent = false;
+        while let Some(answer) = asked.next().await {
+            let Some((node, reply)) = answer else {
+                continue;
+            };
+            let lent = self.lent(&reply, sid);
+            if !lent.is_empty() && !is_lent {
+                is_lent = true;
+                self.go_on(&claiming, node, lent).await;
+            }
+            replies.push(reply);
+        }
+        replies.push(self.hub.held(room, sid));
         let last_sequence = handover::last_sequence(&replies);
         let newest = handover::newest(&replies, |_| true);
         let transports = newest.map_or_else(Transports::default, |newest| Transports {
-            publisher: self.vault.open_transport(&sid, &newest.publisher),
-            subscriber: self.vault.open_transport(&sid, &newest.subscriber),
+            publisher: self.vault.open_transport(sid, &newest.publisher),
+            subscriber: self.vault.open_transport(sid, &newest.subscriber),
         });
         let kept = handover::newest(&replies, |reply| !reply.keepsake.is_empty());
         let claimed = Claimed {
-            keepsake: kept.and_then(|kept| self.vault.open_keepsake(&sid, &kept.keepsake)),
+            keepsake: kept.and_then(|kept| self.vault.open_keepsake(sid, &kept.keepsake)),
             last_sequence,
         };
         let has_keys = transports.publisher.is_some() || transports.subscriber.is_some();
-        let how = if borrowed.is_some() {
+        let how = if is_lent {
             Adoption::Lent
         } else if has_keys {
             Adoption::Imported
         } else {
             Adoption::Fresh
         };
-        self.takeovers.adopted(&sid, epoch, how);
+        self.takeovers.adopted(sid, epoch, how);
         info!(
             epoch = epoch.0,
             elapsed_us = begun.elapsed().as_micros() as u64,
             served = replies.iter().any(|reply| reply.served),
             keys = has_keys,
-            lent = borrowed.is_some(),
+            lent = is_lent,
             last_sequence = claimed.last_sequence,
             "claimed a session"
         );
-        (claimed, transports, borrowed)
+        (claimed, transports)
     }
 
-    /// Connections that a former home lends.
-    fn borrowed(
-        &self,
-        lender: NodeId,
-        reply: &proto::ClaimReply,
-        sid: &ParticipantSid,
-    ) -> Option<Borrowed> {
+    /// Connections that a former home lends, if this is its answer.
+    fn lent(&self, reply: &proto::ClaimReply, sid: &ParticipantSid) -> Vec<(Target, Continuation)> {
         let parts = [
             (Target::Publisher, &reply.lent_publisher),
             (Target::Subscriber, &reply.lent_subscriber),
         ];
-        let connections = parts
-            .into_iter()
-            .filter_map(|(target, sealed)| Some((target, self.vault.open_lent(sid, sealed)?)));
-        let connections: Vec<_> = connections.collect();
-        (!connections.is_empty()).then_some(Borrowed {
-            lender,
-            connections,
-        })
-    }
-}
-
-impl Task {
-    pub(super) fn claim(&mut self, epoch: Epoch) -> Claim {
-        self.adopted = Some(epoch);
-        let (room, sid) = (self.session.room().clone(), self.session.sid().clone());
-        Box::pin(self.node.clone().claim(room, sid, epoch))
+        let opened = parts.into_iter();
+        opened
+            .filter_map(|(target, sealed)| Some((target, self.vault.open_lent(sid, sealed)?)))
+            .collect()
     }
 
     /// Goes on with connections that the former home lends, before the client has said what it has.
-    pub(super) async fn go_on(&mut self, borrowed: Borrowed) {
-        let state = self.node.group.state();
-        let room = state.rooms.get(self.session.room());
-        let participant = room.and_then(|room| room.participants.get(self.session.identity()));
-        let sid = self.session.sid();
-        let Some(participant) = participant.filter(|present| present.sid == *sid) else {
+    async fn go_on(
+        &self,
+        claiming: &Claiming,
+        lender: NodeId,
+        connections: Vec<(Target, Continuation)>,
+    ) {
+        let state = self.group.state();
+        let room = state.rooms.get(&claiming.room);
+        let participant = room.and_then(|room| room.participants.get(&claiming.identity));
+        let is_here = |present: &&Arc<Participant>| {
+            present.sid == claiming.sid && present.home == self.config.node
+        };
+        let Some(participant) = participant.filter(is_here) else {
             return;
         };
-        self.attach().await;
-        let lender = Some(borrowed.lender);
-        for order in go_on_orders(self.key, participant, lender, borrowed.connections) {
-            self.shard.command(order).await;
+        for order in go_on_orders(claiming.key, participant, Some(lender), connections) {
+            claiming.shard.command(order).await;
         }
+    }
+}
+
+/// A session that is claimed.
+struct Claiming {
+    room: RoomName,
+    sid: ParticipantSid,
+    identity: Identity,
+    epoch: Epoch,
+    key: SessionKey,
+    shard: ShardHandle,
+}
+
+impl Task {
+    /// Begins to claim the session.
+    pub(super) async fn claim(&mut self, epoch: Epoch) -> Claim {
+        self.adopted = Some(epoch);
+        self.attach().await;
+        let claiming = Claiming {
+            room: self.session.room().clone(),
+            sid: self.session.sid().clone(),
+            identity: self.session.identity().clone(),
+            epoch,
+            key: self.key,
+            shard: self.shard.clone(),
+        };
+        Box::pin(self.node.clone().claim(claiming))
     }
 
     /// Media flows again, one way or the other.

@@ -102,16 +102,16 @@ fn what_is_not_there_is_not_lent() {
     let now = call.world.now;
     let alice = peer(call.alice);
     let lend = |call: &mut Call, engine: usize, to| call.world.engines[engine].lend(now, alice, to);
-    assert!(lend(&mut call, 0, NodeId(2)).is_none(), "no link");
+    assert!(lend(&mut call, 0, NodeId(2)).is_err(), "no link");
     links(&mut call.world);
-    assert!(lend(&mut call, 1, NodeId(3)).is_none(), "no such peer");
+    assert!(lend(&mut call, 1, NodeId(3)).is_err(), "no such peer");
     assert_eq!(call.world.engines[0].stats(now).peers, 2);
 
     call.play(0..20);
     call.lend(0, 1);
     let now = call.world.now;
     let again = call.world.engines[1].lend(now, alice, NodeId(3));
-    assert!(again.is_none(), "a loan is not lent on");
+    assert!(again.is_err(), "a loan is not lent on");
     // Nobody but the borrower sends there.
     let before = call.world.clients[call.bob].rtp.len();
     let unknown = |call: &Call| {

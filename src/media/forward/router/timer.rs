@@ -35,9 +35,11 @@ const LEVEL_INTERVAL: Duration = Duration::from_millis(300);
 /// Time between judgements of subscribers' paths.
 const CONGESTION_INTERVAL: Duration = Duration::from_secs(1);
 /// Time between repetitions of what is wanted of another node: while it works, and while nothing
-/// comes.
+/// comes: then first after 12.5 ms, since the other node may hear of the relay a moment later than this
+/// one, then doubling to 100 ms.
 const WANT_INTERVAL: Duration = Duration::from_millis(500);
-const WANT_INTERVAL_START: Duration = Duration::from_millis(100);
+const WANT_INTERVAL_FIRST: Duration = Duration::from_micros(12_500);
+const WANT_DOUBLINGS: u32 = 3;
 /// Time between repetitions of a track's state to another node.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// Bandwidth offered to publishers that are not told arrival times.
@@ -520,16 +522,27 @@ fn take_want(now: Instant, node: NodeId, track: &mut Track) -> Option<Want> {
         let is_hasty = layer.stream.key_frames.is_hasty();
         if layers & bit != 0 && layer.stream.key_frames.take_due(now) {
             key_frames |= if is_hasty { bit | IN_HASTE } else { bit };
+            inbound.in_haste |= is_hasty;
         }
     }
     let is_periodic = now >= inbound.ask_at;
+    let is_waiting = layers != 0 && !is_started;
+    if is_waiting && is_periodic {
+        // The other node may not have known of the relay when it was asked first.
+        for (index, layer) in track.layers.iter().enumerate() {
+            if layers & 1 << index != 0 && layer.stream.key_frames.is_wanted() {
+                key_frames |= 1 << index | if inbound.in_haste { IN_HASTE } else { 0 };
+            }
+        }
+    }
     if layers == inbound.asked && key_frames == 0 && !is_periodic {
         return None;
     }
-    let is_waiting = layers != 0 && !is_started;
     inbound.ask_at = now
         + if is_waiting {
-            WANT_INTERVAL_START
+            let interval = WANT_INTERVAL_FIRST * (1 << inbound.repeated.min(WANT_DOUBLINGS));
+            inbound.repeated = inbound.repeated.saturating_add(1);
+            interval
         } else {
             WANT_INTERVAL
         };

@@ -223,3 +223,61 @@ fn a_new_engine_is_told_everything_again() {
     );
     assert_eq!(told(&log.reconciler.everything(&state)), NOTHING);
 }
+
+#[test]
+fn only_what_is_still_there_may_end_later_and_not_if_it_is_wanted_again() {
+    let mut log = Log::new(1);
+    log.join("alice", 2);
+    log.publish("alice");
+    log.join("bob", 1);
+    let moved = |log: &mut Log, epoch: u64, home: u64| {
+        log.request += 1;
+        let entry = Entry {
+            at: UnixMillis(1_000_000),
+            request: RequestId(log.request),
+            command: Change::Rehome {
+                moves: vec![flotilla_model::command::Rehome {
+                    room: "r".into(),
+                    identity: "bob".into(),
+                    sid: "PA_bob".into(),
+                    epoch: Epoch(epoch),
+                    home: NodeId(home),
+                }],
+            },
+        };
+        let applied = log.state.apply(&entry);
+        applied.result.expect("is carried out");
+        log.reconciler.change(&applied.events, &log.state)
+    };
+    let epoch = |log: &Log| {
+        let room = &log.state.rooms[&RoomName::from("r")];
+        room.participants[&"bob".into()].epoch.0
+    };
+    let away = epoch(&log);
+    let orders = moved(&mut log, away, 3);
+    assert_eq!(told(&orders), ["end TR_alice"]);
+    assert!(Reconciler::may_wait(&orders[0], &log.state));
+    assert!(!log.reconciler.is_wanted_again(&orders[0], &log.state));
+    let back = epoch(&log);
+    let again = moved(&mut log, back, 1);
+    assert_eq!(told(&again), ["TR_alice from 2"]);
+    assert!(!Reconciler::may_wait(&again[0], &log.state));
+    assert!(log.reconciler.is_wanted_again(&orders[0], &log.state));
+    // Nothing is left of a track that ended.
+    log.request += 1;
+    let entry = Entry {
+        at: UnixMillis(1_000_000),
+        request: RequestId(log.request),
+        command: Change::Leave {
+            room: "r".into(),
+            identity: "alice".into(),
+            sid: None,
+            reason: LeaveReason::ClientInitiated,
+            revoke_before: None,
+        },
+    };
+    let applied = log.state.apply(&entry);
+    let orders = log.reconciler.change(&applied.events, &log.state);
+    assert_eq!(told(&orders), ["end TR_alice"]);
+    assert!(!Reconciler::may_wait(&orders[0], &log.state));
+}
