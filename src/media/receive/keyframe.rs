@@ -148,8 +148,8 @@ mod tests {
         assert!(requests.take_due(start + ms(150)));
         requests.arrived();
         requests.want();
-        assert!(!requests.take_due(start + ms(1_199)));
-        assert!(requests.take_due(start + ms(1_200)));
+        assert!(!requests.take_due(start + ms(1_149)));
+        assert!(requests.take_due(start + ms(1_150)));
     }
 
     #[test]
