@@ -193,19 +193,29 @@ impl Connection {
         }
     }
 
-    /// Opens the replication stream and answers its responses in order.
+    /// Opens the replication stream once there is a request, and answers its responses in order.
+    ///
+    /// openraft's pause after failures comes before a request. Whoever connects without waiting for one
+    /// connects to a peer that refuses as fast as it can refuse.
     async fn pipeline<S>(
         &mut self,
-        requests: S,
+        mut requests: S,
     ) -> Answer<stream::BoxStream<'_, Answer<AppendResult>>>
     where
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
     {
+        let Some(first) = requests.next().await else {
+            return Ok(stream::empty().boxed());
+        };
         let deadlines = Arc::clone(&self.network.deadlines);
         let failed =
             |status: &Status| self.failed(RPCTypes::AppendEntries, deadlines.append, status);
         let mut client = self.client().map_err(|status| failed(&status))?;
         let (outgoing, body) = mpsc::channel(APPENDS_IN_FLIGHT_MAX);
+        let mut in_flight = VecDeque::with_capacity(APPENDS_IN_FLIGHT_MAX);
+        in_flight.push_back(Instant::now());
+        // There is room, and the other end is `body`.
+        let _ = outgoing.send(first.into()).await;
         let opening = client.append(self.request(ReceiverStream::new(body)));
         let responses = within(deadlines.call, opening)
             .await
@@ -214,7 +224,7 @@ impl Connection {
             requests: Some(requests),
             outgoing: Some(outgoing),
             responses,
-            in_flight: VecDeque::with_capacity(APPENDS_IN_FLIGHT_MAX),
+            in_flight,
             deadline: deadlines.append,
         };
         let this = &*self;
@@ -471,8 +481,72 @@ fn chunks(vote: Vote, snapshot: Snapshot) -> impl Iterator<Item = proto::Snapsho
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use flotilla_storage::{Identity, Storage};
+    use futures_util::FutureExt;
+
     use super::*;
+    use crate::channels::{ChannelsConfig, Dialer};
+    use crate::envelope::Cluster;
     use crate::types::SnapshotMeta;
+
+    #[tokio::test]
+    async fn a_peer_that_refuses_is_called_at_the_pace_of_the_requests() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let identity = Identity {
+            cluster: None,
+            node: 1,
+        };
+        let storage = Storage::open(folder.path(), identity).expect("opens");
+        let calls = Arc::new(AtomicU32::new(0));
+        let counted = Arc::clone(&calls);
+        let dialer: Dialer = Arc::new(move |_| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            Box::pin(async { Err(io::ErrorKind::ConnectionRefused.into()) })
+        });
+        let network = Network {
+            local: Local {
+                node: NodeId(1),
+                group: Arc::from("region-default"),
+                incarnation: 1,
+                cluster: Cluster::new(storage),
+            },
+            channels: Channels::dialed_by(ChannelsConfig::new("secret"), dialer),
+            deadlines: Arc::new(Deadlines {
+                call: Duration::from_secs(30),
+                append: Duration::from_secs(30),
+                snapshot: Duration::from_secs(30),
+            }),
+            addresses: Addresses::default(),
+        };
+        let member = Member {
+            address: "n2:1".to_owned(),
+            incarnation: 2,
+        };
+        let mut connection = network.connection(NodeId(2), &member, Purpose::Replication);
+        let (requests, waiting) = mpsc::channel(1);
+        let mut opening = Box::pin(connection.pipeline(ReceiverStream::new(waiting)));
+        for _ in 0..100 {
+            assert!((&mut opening).now_or_never().is_none(), "no request came");
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(calls.load(Ordering::Relaxed), 0);
+        let request = AppendEntriesRequest {
+            vote: Vote::new_committed(1, NodeId(1)),
+            prev_log_id: None,
+            entries: Vec::new(),
+            leader_commit: None,
+        };
+        requests.send(request).await.expect("it is waited for");
+        let refused = opening.await.err();
+        assert!(
+            matches!(refused, Some(RPCError::Unreachable(_))),
+            "{refused:?}"
+        );
+        assert_eq!(calls.load(Ordering::Relaxed), 1);
+    }
 
     #[test]
     fn a_snapshot_is_cut_and_fits_together_again() {

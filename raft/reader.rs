@@ -63,6 +63,8 @@ impl Reader {
 
     /// Finds an index for the reads; tries again while any of them still waits.
     async fn round(self, mut waiting: Vec<Waiting>) {
+        // One receiver for all tries: a new one takes whatever happened before for a change.
+        let mut leaders = self.raft.server_metrics();
         loop {
             match self.index().await {
                 Ok(index) => {
@@ -78,10 +80,10 @@ impl Reader {
             if waiting.is_empty() {
                 return;
             }
-            let mut leaders = self.raft.server_metrics();
             tokio::select! {
                 () = tokio::time::sleep(PAUSE) => {}
-                _ = leaders.changed() => {}
+                // It fails at once when openraft has ended; the pause counts all the same.
+                Ok(()) = leaders.changed() => {}
             }
         }
     }

@@ -264,6 +264,7 @@ pub struct SnapshotWriter {
     pieces: u64,
     length: u64,
     unsynced: u64,
+    /// The record that names the file is written, or may be.
     committed: bool,
 }
 
@@ -283,10 +284,11 @@ impl SnapshotWriter {
         record::seal(&mut record, &key);
 
         let mut state = self.store.state();
+        // From here on the record may be on the disk, whatever is reported of it: the file stays.
+        self.committed = true;
         inner.run(Op::Put { key, record })?;
         let previous = state.current.replace(pointer);
         drop(state);
-        self.committed = true;
         if let Some(previous) = previous {
             let path = shared
                 .folder

@@ -205,6 +205,38 @@ async fn after_a_failed_fdatasync_everything_is_refused() {
 }
 
 #[tokio::test]
+async fn a_snapshot_whose_record_may_be_on_the_disk_stays() {
+    let mut failures = 0;
+    for sync in 0..6 {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        drop(open_probe(folder.path()));
+        let plant = Plant::FailFdatasync(sync);
+        let storage =
+            Storage::open_planted(folder.path(), identity(), plant).expect("the folder opens");
+        let probe = Probe::open(&storage, "home").expect("the group opens");
+        let mut saved = 0;
+        for number in 1..=4 {
+            if probe.snapshots().save(&[number], &b"data"[..]).is_err() {
+                failures += 1;
+                break;
+            }
+            saved = number;
+        }
+        drop(probe);
+        storage.close();
+
+        let (_storage, probe) = open_probe(folder.path());
+        let snapshot = probe.snapshots().load().expect("an intact snapshot");
+        let found = snapshot.map_or(0, |snapshot| snapshot.meta[0]);
+        assert!(
+            [saved, saved + 1].contains(&found),
+            "{found}, after {saved}"
+        );
+    }
+    assert!(failures > 2, "{failures} planted failures");
+}
+
+#[tokio::test]
 async fn a_folder_opens_once_for_its_owner_only() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let open = |cluster: Option<&str>, node| {

@@ -1,12 +1,14 @@
 //! Leaders that die or are replaced, and clusters without a majority.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use flotilla_model::id::NodeId;
-use flotilla_raft::{ProposeError, ReadError, Role};
+use flotilla_raft::{Channels, ChannelsConfig, Group, GroupConfig, ProposeError, ReadError, Role};
 use futures_util::FutureExt;
+use tracing::Subscriber;
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
 use crate::harness::{Cluster, assert_says, create, eventually, has_room, refused, request};
 
@@ -237,4 +239,44 @@ async fn a_group_that_stopped_says_so() {
     let reason = stopped.await.expect("no panic");
     assert!(!reason.is_empty());
     assert_eq!(group.stopped().await, reason, "it stays so");
+}
+
+/// Counts the tries of a read that came to nothing.
+struct Tries(Arc<AtomicU64>);
+
+impl<S: Subscriber> Layer<S> for Tries {
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        if event.metadata().target() == "flotilla_raft::reader" {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_read_without_a_leader_asks_now_and_then() {
+    let tries = Arc::new(AtomicU64::new(0));
+    // This thread runs the whole group.
+    let counting = tracing_subscriber::registry().with(Tries(Arc::clone(&tries)));
+    let _counted = tracing::subscriber::set_default(counting);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let start = || {
+        let mut config = GroupConfig::new(NodeId(1), "127.0.0.1:1", folder.path());
+        config.election = (Duration::from_millis(400), Duration::from_millis(500));
+        Group::start(
+            config,
+            Channels::new(ChannelsConfig::new("a secret of the tests")),
+        )
+    };
+    let group = start().await.expect("starts");
+    group.bootstrap().await.expect("founds");
+    group.shutdown().await;
+    drop(group);
+    // Nobody leads before the first election, although openraft has reported a lot by then.
+    tries.store(0, Ordering::Relaxed);
+    let group = start().await.expect("starts again");
+    group.read().await.expect("somebody is elected");
+    // A try every 20 ms, and a few for what changed meanwhile.
+    let tries = tries.load(Ordering::Relaxed);
+    assert!((1..=60).contains(&tries), "{tries} tries");
+    group.shutdown().await;
 }

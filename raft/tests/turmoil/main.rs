@@ -53,9 +53,22 @@ struct Options {
     /// Runs one seed in this process.
     #[arg(long, hide = true)]
     child: Option<u64>,
-    /// What the test harness hands to every test; of no use here.
+    /// What `cargo test` hands to every test: which ones to run.
     #[arg(hide = true)]
     filters: Vec<String>,
+    /// Of other tests; everything is shown here.
+    #[arg(long, hide = true)]
+    nocapture: bool,
+    /// Of other tests.
+    #[arg(long, hide = true)]
+    test_threads: Option<usize>,
+}
+
+impl Options {
+    /// Whether this test is among those that are to run.
+    fn is_wanted(&self) -> bool {
+        self.filters.is_empty() || self.filters.iter().any(|name| "turmoil".contains(name))
+    }
 }
 
 fn seeds(text: &str) -> Result<std::ops::Range<u64>, String> {
@@ -70,12 +83,14 @@ fn main() -> ExitCode {
     let options = Options::parse();
     match options.child {
         Some(seed) => simulate(seed, &options),
-        None => sweep::run(&options),
+        None if options.is_wanted() => sweep::run(&options),
+        None => ExitCode::SUCCESS,
     }
 }
 
 /// One seed, here and now. Prints a report that [`sweep`] reads.
 fn simulate(seed: u64, options: &Options) -> ExitCode {
+    entropy::end_with_parent();
     entropy::begin(seed);
     let trace = match Trace::new(options.trace.as_deref()) {
         Ok(trace) => trace,

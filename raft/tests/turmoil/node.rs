@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use flotilla_model::id::{NodeId, Revision};
 use flotilla_raft::{
-    Channels, ChannelsConfig, Clock, FeedError, Group, GroupConfig, Groups, JoinError, Role,
+    Channels, ChannelsConfig, Clock, FeedError, Group, GroupConfig, Groups, JoinError,
 };
 use flotilla_storage::simulation::SimulatedDisk;
 use flotilla_storage::{Identity, Storage};
@@ -22,7 +22,7 @@ use crate::plan::Plan;
 use crate::record::Record;
 use crate::work::{self, Work};
 
-/// How often a node is asked whether it leads.
+/// How often a node is asked what it is and has.
 const LOOK: Duration = Duration::from_millis(25);
 /// Wait before joining or founding is tried again.
 const AGAIN: Duration = Duration::from_millis(200);
@@ -232,13 +232,10 @@ async fn watch(stage: Arc<Stage>, node: u64, group: Group) {
     }
 }
 
-/// Notes who leads.
+/// Notes what a node says of itself.
 async fn look(stage: Arc<Stage>, node: u64, group: Group) {
     loop {
         tokio::time::sleep(LOOK).await;
-        let status = group.status();
-        if status.role == Role::Leader {
-            stage.record.leads(node, status.term);
-        }
+        stage.record.status(node, &group.status());
     }
 }

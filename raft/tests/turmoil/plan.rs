@@ -94,7 +94,7 @@ pub(crate) struct Plan {
 const CLOCK_AHEAD_MS: i64 = 200_000;
 
 /// Before this nothing goes wrong: the cluster is being formed.
-const CALM: Duration = Duration::from_secs(4);
+pub(crate) const CALM: Duration = Duration::from_secs(4);
 /// Left for the cluster to heal, writers to end, and the last look; a third of a short run.
 const LAST: Duration = Duration::from_secs(14);
 

@@ -6,12 +6,13 @@
 //! history is linearizable if versions follow real time, each version has one value, and each value has
 //! one version.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use flotilla_model::State;
 use flotilla_model::encoding::state_hash;
+use flotilla_raft::{Position, Role, Status};
 
 use crate::trace::Trace;
 
@@ -36,6 +37,8 @@ pub(crate) struct Figures {
     pub(crate) lags: u64,
     pub(crate) starts: u64,
     pub(crate) leaders: u64,
+    /// Leaders who were not the first of their term.
+    pub(crate) leaders_of_a_term: u64,
     pub(crate) membership: u64,
     pub(crate) sessions: u64,
     pub(crate) replies: u64,
@@ -73,8 +76,10 @@ pub(crate) struct Seen {
     registers: BTreeMap<String, Register>,
     /// Values whose writers were told that they will never be applied.
     refused: BTreeMap<String, String>,
-    /// Leader by term.
-    leaders: BTreeMap<u64, u64>,
+    /// Who has led, by term and node: openraft orders leaders by both, so a term may have several.
+    leaders: BTreeSet<(u64, u64)>,
+    /// Term of the entry, by log index, as far as anybody called it committed.
+    committed: BTreeMap<u64, u64>,
     /// The highest revision that anybody was shown.
     revision: u64,
 }
@@ -88,7 +93,8 @@ impl Record {
             states: BTreeMap::new(),
             registers: BTreeMap::new(),
             refused: BTreeMap::new(),
-            leaders: BTreeMap::new(),
+            leaders: BTreeSet::new(),
+            committed: BTreeMap::new(),
             revision: 0,
         };
         Self {
@@ -211,20 +217,39 @@ impl Record {
         seen.refused.insert(value.to_owned(), name.to_owned());
     }
 
-    /// A node says that it leads.
-    pub(crate) fn leads(&self, node: u64, term: u64) {
+    /// What a node says of itself: the log is the same everywhere as far as it is committed, and who
+    /// leads has everything that was committed in the terms before its own.
+    pub(crate) fn status(&self, node: u64, status: &Status) {
         let mut seen = self.seen();
-        match seen.leaders.get(&term).copied() {
-            None => {
-                seen.figures.leaders += 1;
-                seen.leaders.insert(term, node);
-                let text = format_args!("node {node} leads in term {term}").to_string();
-                seen.trace.line(now(), format_args!("{text}"));
+        if let Some(Position { term, index }) = status.committed {
+            let other = *seen.committed.entry(index).or_insert(term);
+            if other != term {
+                seen.violation(format!(
+                    "node {node} has an entry of term {term} committed at index {index}, somebody \
+                     else one of term {other}"
+                ));
             }
-            Some(other) if other != node => {
-                seen.violation(format!("nodes {other} and {node} both lead in term {term}"));
-            }
-            Some(_) => {}
+        }
+        if status.role != Role::Leader || !seen.leaders.insert((status.term, node)) {
+            return;
+        }
+        seen.figures.leaders += 1;
+        let term = status.term;
+        let others = seen.leaders.range((term, 0)..=(term, u64::MAX)).count();
+        if others > 1 {
+            seen.figures.leaders_of_a_term += 1;
+        }
+        seen.trace
+            .line(now(), format_args!("node {node} leads in term {term}"));
+        let before = seen.committed.iter().rev().find(|(_, of)| **of < term);
+        let last = status.last_log.unwrap_or_default();
+        if let Some((index, of)) = before.map(|(index, of)| (*index, *of))
+            && last < index
+        {
+            seen.violation(format!(
+                "node {node} leads in term {term} with a log up to {last}, but index {index} was \
+                 committed in term {of}"
+            ));
         }
     }
 

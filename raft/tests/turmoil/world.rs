@@ -12,7 +12,7 @@ use flotilla_storage::simulation::{DiskFigures, SimulatedDisk};
 use crate::entropy;
 use crate::network::host;
 use crate::node::{self, Stage};
-use crate::plan::{Event, Fault, Plan, Target};
+use crate::plan::{CALM, Event, Fault, Plan, Target};
 use crate::record::{Figures, Record};
 use crate::trace::Trace;
 use crate::work::Change;
@@ -39,6 +39,8 @@ struct World<'a> {
     undo: Vec<(Duration, Undo)>,
     /// Machines that are off, and when they are on again.
     off: Vec<(u64, Duration)>,
+    /// When all disks begin to lie about syncs, if they do.
+    lies_from: Option<Duration>,
 }
 
 enum Undo {
@@ -66,15 +68,13 @@ pub(crate) fn run(plan: Plan, trace: &Trace, lying_disks: bool) -> Outcome {
     let mut events = plan.events.clone();
     events.reverse();
     let stage = Arc::new(Stage::new(plan, record));
-    if lying_disks {
-        stage.disks.values().for_each(SimulatedDisk::lie);
-    }
     let mut world = World {
         sim: builder.build(),
         stage: Arc::clone(&stage),
         events,
         undo: Vec::new(),
         off: Vec::new(),
+        lies_from: lying_disks.then_some(CALM),
     };
     for node in 1..=stage.plan.nodes + 1 {
         let stage = Arc::clone(&stage);
@@ -98,6 +98,9 @@ impl World<'_> {
                 break;
             }
             entropy::set_elapsed(now);
+            if self.lies_from.take_if(|from| *from <= now).is_some() {
+                self.stage.disks.values().for_each(SimulatedDisk::lie);
+            }
             if now >= plan.heal && !healed {
                 healed = true;
                 self.heal();
