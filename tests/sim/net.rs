@@ -30,13 +30,19 @@ pub struct Weather {
     pub loss: u64,
     /// Doubled, of a thousand.
     pub double: u64,
+    /// Datagrams that wander about for up to [`LATE_MAX`] before they arrive, of a thousand.
+    pub late: u64,
 }
+
+/// Longest time that a datagram wanders about.
+const LATE_MAX: u64 = ms(3_000);
 
 /// As it is without faults.
 pub const CLEAR: Weather = Weather {
     delay: (300, 4_000),
     loss: 1,
     double: 1,
+    late: 0,
 };
 
 #[derive(Debug, Default)]
@@ -113,7 +119,14 @@ impl Net {
         }
         let copies = 1 + usize::from(rng.per_mille(self.weather.double));
         let (low, high) = self.weather.delay;
-        (0..copies).map(|_| now + rng.range(low, high)).collect()
+        let late = self.weather.late;
+        (0..copies)
+            .map(|_| {
+                let is_late = late > 0 && rng.per_mille(late);
+                let wanders = if is_late { rng.range(0, LATE_MAX) } else { 0 };
+                now + rng.range(low, high) + wanders
+            })
+            .collect()
     }
 
     /// When a message on a stream arrives; `None`: it is held until the way is free.

@@ -39,6 +39,10 @@ pub const BOUND: Duration = Duration::from_millis(500);
 pub const LOST_AFTER: Duration = Duration::from_secs(10);
 /// How often a node's timers are looked at.
 pub const TICK: u64 = ms(25);
+/// Least and most time that a disk takes which is well.
+pub const DISK: (u64, u64) = (200, 2_500);
+/// Least and most time after which a follower passes a change on.
+pub const FEED: (u64, u64) = (20, 800);
 
 /// A node, running or not.
 pub struct Node {
@@ -54,8 +58,10 @@ pub struct Node {
     pub powered: bool,
     /// Its wall clock.
     pub wall: WallClock,
-    /// Longest time that its disk takes.
+    /// Least and most time that its disk takes.
     pub disk: (u64, u64),
+    /// Least and most time that its follower takes.
+    pub feed: (u64, u64),
     /// Not a member any more.
     pub removed: bool,
     /// Its process is to be started again by the plan.
@@ -94,6 +100,8 @@ pub struct Pending {
     pub deadline: Time,
     /// Handed to a leader.
     pub sent: Option<Time>,
+    /// Only this node as the leader of this term may write it.
+    pub only_in: Option<u64>,
 }
 
 /// Who waits for a read.
@@ -334,7 +342,8 @@ impl Node {
             stalled: None,
             powered: true,
             wall: WallClock::default(),
-            disk: (200, 2_500),
+            disk: DISK,
+            feed: FEED,
             removed: false,
             due_back: false,
         }

@@ -35,7 +35,7 @@ const HEARTBEAT: u64 = ms(50);
 /// Least and most time without a leader before a voter stands; as `GroupConfig` has it.
 const ELECTION: (u64, u64) = (ms(150), ms(300));
 /// Entries in the log after which a snapshot takes their place.
-const SNAPSHOT_AFTER: usize = 150;
+const SNAPSHOT_AFTER: usize = 40;
 /// Every so many entries the state's hash is taken.
 const HASHED: u64 = 16;
 /// Entries per append.

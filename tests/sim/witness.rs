@@ -158,6 +158,9 @@ pub enum Fact<'a> {
         sequence: u32,
         last: Option<u32>,
     },
+    /// A look at the whole, several times a second: for how long there has been a majority that can talk, and
+    /// nobody of it leads.
+    Watched { leaderless: u64 },
     /// Everything is healed.
     Healed { at: Time },
 }
@@ -311,6 +314,7 @@ pub struct Witness {
     invariants: Vec<Box<dyn Invariant>>,
     violation: Option<Violation>,
     scene: Scene,
+    led: Time,
     acknowledged: u64,
     applied: u64,
     /// Facts are told as they come.
@@ -327,6 +331,7 @@ impl Witness {
             invariants: invariants::all(),
             violation: None,
             scene: Scene::default(),
+            led: Time::default(),
             acknowledged: 0,
             applied: 0,
             tells: false,
@@ -360,6 +365,14 @@ impl Witness {
         if !well {
             self.scene.last_trouble = now;
         }
+    }
+
+    /// Whether nobody leads who could; for how long that has been so.
+    pub fn leaderless(&mut self, now: Time, is_so: bool) -> u64 {
+        if !is_so {
+            self.led = now;
+        }
+        now - self.led
     }
 
     /// A way between two nodes is cut at present.
