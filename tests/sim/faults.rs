@@ -45,8 +45,8 @@ pub enum Undo {
 const CLOCK_SKEW_MS: u64 = 5_000;
 /// How often a flapping way changes.
 const FLAP: (u64, u64) = (ms(200), ms(1500));
-/// How long a process that crashes again and again is away, and how long it lives.
-const AWAY: (u64, u64) = (ms(1), ms(300));
+/// How long a process that crashes again and again is away, mostly and at most, and how long it lives.
+const AWAY: [(u64, u64); 2] = [(ms(1), ms(20)), (ms(20), ms(300))];
 const LIVES: (u64, u64) = (ms(1), ms(1500));
 
 impl World {
@@ -257,7 +257,11 @@ impl World {
     pub fn flap(&mut self, number: usize, on: bool) {
         if let Some(Undo::Crashes(id)) = self.undo.get(&number) {
             let id = *id;
-            let (least, most) = if on { AWAY } else { LIVES };
+            let (least, most) = if on {
+                AWAY[usize::from(self.rng.per_mille(300))]
+            } else {
+                LIVES
+            };
             if on {
                 self.kill(id, false);
             } else {
@@ -348,6 +352,51 @@ impl World {
         self.fact(&Fact::Healed { at: now });
     }
 
+    /// The newest leader that runs.
+    fn newest_leader(&self) -> Option<u64> {
+        let leading = self
+            .nodes
+            .values()
+            .filter(|node| node.runs() && node.replica.leads());
+        let newest = leading.max_by_key(|node| node.replica.term());
+        newest.map(|node| node.id)
+    }
+
+    /// Whoever has added or removed a node asks again until the members are what they are to be: a leader that was
+    /// cut off may have taken the change without a majority.
+    fn keep_members(&mut self) {
+        let Some(leader) = self.newest_leader() else {
+            return;
+        };
+        let Members {
+            mut voters,
+            mut learners,
+        } = self.node(leader).replica.members().clone();
+        let known: BTreeSet<u64> = voters.union(&learners).copied().collect();
+        let mut wrong = None;
+        for node in self.nodes.values() {
+            let is_known = known.contains(&node.id);
+            if node.removed == is_known {
+                wrong = Some((node.id, node.removed));
+            }
+        }
+        match wrong {
+            Some((id, true)) => {
+                voters.remove(&id);
+                learners.remove(&id);
+                let command = Command::RemoveNode { node: NodeId(id) };
+                self.propose(leader, command, Waiter::Admin(0));
+            }
+            Some((id, false)) => {
+                learners.insert(id);
+            }
+            None => return,
+        }
+        self.replica(leader, |replica, _, _, out| {
+            replica.change_members(Members { voters, learners }, out);
+        });
+    }
+
     fn any_running(&mut self) -> Option<u64> {
         let running: Vec<u64> = self
             .nodes
@@ -371,14 +420,8 @@ impl World {
     /// An operator takes a node out of the cluster for good; a voter only if enough are left.
     fn remove(&mut self, id: u64) -> bool {
         let present = self.nodes.values().filter(|node| !node.removed).count();
-        let leader = self
-            .nodes
-            .values()
-            .find(|node| node.runs() && node.replica.leads());
-        let Some(leader) = leader
-            .map(|node| node.id)
-            .filter(|leader| *leader != id && present > 3)
-        else {
+        let leader = self.newest_leader();
+        let Some(leader) = leader.filter(|leader| *leader != id && present > 3) else {
             return false;
         };
         let Members {
@@ -407,11 +450,7 @@ impl World {
 
     /// A node with an empty disk joins.
     fn join_new(&mut self) {
-        let leader = self
-            .nodes
-            .values()
-            .find(|node| node.runs() && node.replica.leads());
-        let Some(leader) = leader.map(|node| node.id) else {
+        let Some(leader) = self.newest_leader() else {
             return;
         };
         let id = self.nodes.keys().max().copied().unwrap_or(0) + 1;
@@ -480,6 +519,7 @@ impl World {
 
     /// An administrator does something now and then.
     pub fn administrate(&mut self) {
+        self.keep_members();
         let roll = self.rng.below(1000);
         let number = self.rng.below(self.clients.len() as u64) as usize;
         let (room, identity) = {

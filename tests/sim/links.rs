@@ -237,6 +237,7 @@ impl World {
                     return;
                 }
                 sender.stream = stream;
+                sender.broken = false;
                 let sequence = sender.sequence;
                 let message = Message::Welcome {
                     boot: process.boot,
@@ -283,7 +284,7 @@ impl World {
                 body,
             } => {
                 let sender = process.senders.entry(from).or_default();
-                if sender.boot != boot || sender.stream != stream {
+                if sender.boot != boot || sender.stream != stream || sender.broken {
                     return;
                 }
                 let taken = sequence != 0 && sequence <= sender.sequence && !repeats;

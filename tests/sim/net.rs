@@ -60,6 +60,8 @@ pub struct Net {
     pub weather: Weather,
     cut: BTreeMap<(End, End), u32>,
     streams: BTreeMap<Lane, Stream>,
+    /// When the last thing arrives that is carried by other nodes.
+    carried: BTreeMap<(End, End), Time>,
 }
 
 impl Default for Net {
@@ -68,6 +70,7 @@ impl Default for Net {
             weather: CLEAR,
             cut: BTreeMap::new(),
             streams: BTreeMap::new(),
+            carried: BTreeMap::new(),
         }
     }
 }
@@ -150,6 +153,18 @@ impl Net {
         }
         stream.last = stream.last.max(due);
         Some((stream.last, message))
+    }
+
+    /// When something arrives that another node carries: twice as long, and in order.
+    pub fn carried(&mut self, now: Time, rng: &mut Rng, from: End, to: End) -> Time {
+        let (low, high) = self.weather.delay;
+        let mut due = now + rng.range(low, high) + rng.range(low, high);
+        if rng.per_mille(self.weather.loss) {
+            due = due + ms(rng.range(50, 250));
+        }
+        let last = self.carried.entry((from, to)).or_default();
+        *last = due.max(*last);
+        *last
     }
 
     /// A message arrives at a way that has been cut meanwhile, or behind held ones: it waits, too.

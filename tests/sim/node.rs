@@ -9,6 +9,7 @@ use flotilla_model::cluster::{Node as Record, NodeState};
 use flotilla_model::command::{Command, Rejection, Reply};
 use flotilla_model::id::{BootId, NodeId, ParticipantSid, RequestId, RoomName};
 use flotilla_node::control::detector::Case;
+use flotilla_node::control::detours::Detours;
 use flotilla_node::control::drain;
 use flotilla_node::control::guard::{Guard, GuardConfig};
 use flotilla_node::control::judge::{FailureConfig, Judge};
@@ -30,6 +31,7 @@ use crate::engine::Engine;
 use crate::raft::{Members, Replica};
 use crate::sessions::Task;
 use crate::time::{Time, WallClock, ms};
+use crate::ways::Seeking;
 use crate::witness::Fact;
 use crate::world::{What, World};
 
@@ -232,6 +234,8 @@ pub struct Sender {
     pub sequence: u64,
     /// Newest stream.
     pub stream: u64,
+    /// Something on it is lost: nothing more comes on it.
+    pub broken: bool,
 }
 
 /// The pulse to one node.
@@ -301,6 +305,14 @@ pub struct Process {
     pub pauses: Vec<(Time, NodeId)>,
     /// Questions.
     pub answering: Vec<Answering>,
+    /// Ways round cut links.
+    pub detours: Detours,
+    /// Questions about them.
+    pub seeking: BTreeMap<u64, Seeking>,
+    /// Nodes to which connections go by way of another one.
+    pub connections_round: BTreeMap<u64, u64>,
+    /// Nodes to which packets do.
+    pub packets_round: BTreeMap<u64, u64>,
     /// Claims.
     pub claiming: BTreeMap<u64, Claiming>,
     /// Claims of others.
@@ -414,6 +426,10 @@ impl Process {
             cases: BTreeMap::new(),
             pauses: Vec::new(),
             answering: Vec::new(),
+            detours: Detours::new(BOUND),
+            seeking: BTreeMap::new(),
+            connections_round: BTreeMap::new(),
+            packets_round: BTreeMap::new(),
             claiming: BTreeMap::new(),
             letting_go: Vec::new(),
             links: BTreeMap::new(),

@@ -723,6 +723,7 @@ impl Replica {
     }
 
     fn install(&mut self, from: u64, snapshot: Snapshot, out: &mut Vec<Out>) {
+        let index = snapshot.index;
         if snapshot.index > self.applied {
             self.state = decode_snapshot(&snapshot.bytes).expect("the leader's own encoding");
             if self.bug == Some(Bug::SnapshotForgetsRevocations) {
@@ -741,7 +742,8 @@ impl Replica {
         let message = RaftMessage::Appended {
             term: self.term,
             fits: true,
-            matched: self.base.index,
+            // What is applied here is the same, whether it came by the log or by a snapshot.
+            matched: self.synced.max(self.base.index).min(index),
             round: 0,
         };
         out.push(Out::Send(from, message));
