@@ -248,6 +248,32 @@ impl Group {
         command: Command,
         deadline: Duration,
     ) -> Result<Reply, ProposeError> {
+        self.propose_item(request, command, None, deadline).await
+    }
+
+    /// [`Group::propose`] of what only the leader of a term may say, by what it sees at that time: nothing is
+    /// taken to another leader.
+    ///
+    /// # Errors
+    /// As [`Group::propose`]; [`ProposeError::NoLeader`] at once where this node does not lead in `term`.
+    pub async fn propose_in_term(
+        &self,
+        term: u64,
+        request: RequestId,
+        command: Command,
+    ) -> Result<Reply, ProposeError> {
+        let deadline = self.core.config.propose_timeout;
+        self.propose_item(request, command, Some(term), deadline)
+            .await
+    }
+
+    async fn propose_item(
+        &self,
+        request: RequestId,
+        command: Command,
+        only_in: Option<u64>,
+        deadline: Duration,
+    ) -> Result<Reply, ProposeError> {
         // What is old here says less than what holds: the version never falls.
         let state = self.state();
         let command = command.worded_for(state.log_version());
@@ -272,7 +298,11 @@ impl Group {
             });
         }
         let core = &self.core;
-        let item = Item { request, command };
+        let item = Item {
+            request,
+            command,
+            only_in,
+        };
         let Some(mut ticket) = core.pending.register(&item) else {
             return Err(ProposeError::Overloaded);
         };

@@ -34,6 +34,7 @@ use crate::token::Claims;
 mod adopt;
 mod core;
 mod data;
+mod early;
 mod join;
 mod leave;
 mod live;

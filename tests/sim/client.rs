@@ -765,6 +765,12 @@ impl World {
         };
         let client = &mut self.clients[number];
         match roll {
+            // Some say much at once.
+            0..30 if association.is_some() => {
+                for _ in 0..5 {
+                    self.send_data(number);
+                }
+            }
             0..400 if association.is_some() => self.send_data(number),
             400..500 => {
                 let ping = proto::Ping::default();

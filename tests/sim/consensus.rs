@@ -191,17 +191,41 @@ impl World {
 
     /// Proposes a change under an id.
     pub fn propose_as(&mut self, id: u64, request: RequestId, command: Command, waiter: Waiter) {
+        let only_in = matches!(waiter, Waiter::Verdict(_)).then(|| self.node(id).replica.term());
         let pending = Pending {
             command,
             waiter,
             deadline: self.now + PROPOSE_MAX,
             sent: None,
+            only_in,
         };
         self.process(id).pending.insert(request, pending);
         self.send_proposals(id);
     }
 
+    /// Verdicts of a term in which this node does not lead any more come to nothing.
+    fn drop_verdicts(&mut self, id: u64) {
+        let node = self.node(id);
+        let (leads, term) = (node.replica.leads(), node.replica.term());
+        let Some(process) = &mut node.process else {
+            return;
+        };
+        let is_over = |pending: &Pending| pending.only_in.is_some_and(|of| !leads || of != term);
+        let over: Vec<RequestId> = process
+            .pending
+            .iter()
+            .filter(|(_, pending)| is_over(pending))
+            .map(|(request, _)| *request)
+            .collect();
+        for request in over {
+            if let Some(pending) = self.process(id).pending.remove(&request) {
+                self.decided(id, request, pending.waiter, Err(Failure::Unavailable));
+            }
+        }
+    }
+
     fn send_proposals(&mut self, id: u64) {
+        self.drop_verdicts(id);
         let now = self.now;
         let node = self.node(id);
         let leader = node.replica.leader();
@@ -268,6 +292,7 @@ impl World {
                         waiter: Waiter::Orphan,
                         deadline: pending.deadline,
                         sent: pending.sent,
+                        only_in: pending.only_in,
                     };
                     process.pending.insert(name, copy);
                 }
@@ -473,7 +498,8 @@ impl World {
 
     /// The feed has something to pass on.
     pub fn feed_soon(&mut self, id: u64) {
-        let wait = self.rng.range(20, 800);
+        let (least, most) = self.node(id).feed;
+        let wait = self.rng.range(least, most);
         if let Some(process) = &mut self.node(id).process
             && !process.feed_due
         {

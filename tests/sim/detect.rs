@@ -51,6 +51,7 @@ impl World {
         let steps = self.decide(id, Judge::look);
         self.carry_out(id, steps);
         self.guard(id);
+        self.look_for_ways(id);
         self.links_tick(id);
         self.claims_tick(id);
         self.sessions_tick(id);
@@ -299,7 +300,10 @@ impl World {
                 id: number,
                 finding,
             } => {
-                if let Some(asked) = process.cases.get_mut(&number) {
+                if self.found_way(id, from, number, finding) {
+                    return;
+                }
+                if let Some(asked) = self.process(id).cases.get_mut(&number) {
                     asked.open.remove(&from);
                     asked.case.findings.insert(NodeId(from), finding);
                 }

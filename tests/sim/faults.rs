@@ -9,7 +9,7 @@ use flotilla_model::id::{Identity, NodeId, RoomName, UnixMillis};
 use flotilla_model::participant::LeaveReason;
 
 use crate::net::{CLEAR, End};
-use crate::node::{Failure, Waiter};
+use crate::node::{DISK, FEED, Failure, Waiter};
 use crate::plan::{Kind, Target};
 use crate::raft::Members;
 use crate::time::{Time, WallClock, ms};
@@ -27,10 +27,14 @@ pub enum Undo {
     Mend(Vec<(End, End)>),
     /// On and off: the ways, and whether they are cut now.
     Flap(Vec<(End, End)>, bool),
+    /// A process that comes and goes.
+    Crashes(u64),
     /// The network is clear again.
     Clear,
     /// A disk is quick again.
     Disk(u64),
+    /// A follower is in time again.
+    Feed(u64),
     /// A node serves again.
     Serve(u64),
     /// A new node joins.
@@ -41,6 +45,9 @@ pub enum Undo {
 const CLOCK_SKEW_MS: u64 = 5_000;
 /// How often a flapping way changes.
 const FLAP: (u64, u64) = (ms(200), ms(1500));
+/// How long a process that crashes again and again is away, mostly and at most, and how long it lives.
+const AWAY: [(u64, u64); 2] = [(ms(1), ms(20)), (ms(20), ms(300))];
+const LIVES: (u64, u64) = (ms(1), ms(1500));
 
 impl World {
     fn find(&mut self, target: Target) -> u64 {
@@ -181,8 +188,16 @@ impl World {
                 self.after(0, What::Flap(number, true));
                 Undo::Flap(ways, false)
             }
+            Kind::Crashes => {
+                self.after(0, What::Flap(number, true));
+                Undo::Crashes(id)
+            }
             Kind::Slow => {
                 self.net.weather.delay = (ms(20), ms(120));
+                Undo::Clear
+            }
+            Kind::Far => {
+                self.net.weather.delay = (ms(50), ms(50));
                 Undo::Clear
             }
             Kind::Lossy => {
@@ -190,6 +205,7 @@ impl World {
                     delay: (300, ms(60)),
                     loss: 120,
                     double: 60,
+                    late: 10,
                 };
                 Undo::Clear
             }
@@ -206,6 +222,10 @@ impl World {
             Kind::Disk => {
                 self.node(id).disk = (ms(50), ms(2_500));
                 Undo::Disk(id)
+            }
+            Kind::Behind => {
+                self.node(id).feed = (ms(1), ms(400));
+                Undo::Feed(id)
             }
             Kind::Drain => {
                 self.set_state(id, NodeState::Draining);
@@ -233,8 +253,24 @@ impl World {
         self.after(ms(fault.for_ms), What::Undo(number));
     }
 
-    /// A way that flaps changes.
+    /// A way that flaps changes, or a process that comes and goes.
     pub fn flap(&mut self, number: usize, on: bool) {
+        if let Some(Undo::Crashes(id)) = self.undo.get(&number) {
+            let id = *id;
+            let (least, most) = if on {
+                AWAY[usize::from(self.rng.per_mille(300))]
+            } else {
+                LIVES
+            };
+            if on {
+                self.kill(id, false);
+            } else {
+                self.start(id);
+            }
+            let wait = self.rng.range(least, most);
+            self.after(wait, What::Flap(number, !on));
+            return;
+        }
         let Some(Undo::Flap(ways, is_cut)) = self.undo.get_mut(&number) else {
             return;
         };
@@ -265,6 +301,7 @@ impl World {
                     self.start(id);
                 }
             }
+            Undo::Crashes(id) => self.start(id),
             Undo::Thaw(id) => self.thaw(id),
             Undo::Mend(ways) => {
                 for (from, to) in ways {
@@ -277,7 +314,8 @@ impl World {
                 }
             }
             Undo::Clear => self.net.weather = CLEAR,
-            Undo::Disk(id) => self.node(id).disk = (200, 2_500),
+            Undo::Disk(id) => self.node(id).disk = DISK,
+            Undo::Feed(id) => self.node(id).feed = FEED,
             Undo::Serve(id) => self.set_state(id, NodeState::Serving),
             Undo::Join => self.join_new(),
         }
@@ -303,7 +341,8 @@ impl World {
         let all: Vec<u64> = self.nodes.keys().copied().collect();
         for id in all {
             self.thaw(id);
-            self.node(id).disk = (200, 2_500);
+            self.node(id).disk = DISK;
+            self.node(id).feed = FEED;
             self.start(id);
             self.set_state(id, NodeState::Serving);
         }
@@ -311,6 +350,51 @@ impl World {
         self.healed = true;
         let now = self.now;
         self.fact(&Fact::Healed { at: now });
+    }
+
+    /// The newest leader that runs.
+    fn newest_leader(&self) -> Option<u64> {
+        let leading = self
+            .nodes
+            .values()
+            .filter(|node| node.runs() && node.replica.leads());
+        let newest = leading.max_by_key(|node| node.replica.term());
+        newest.map(|node| node.id)
+    }
+
+    /// Whoever has added or removed a node asks again until the members are what they are to be: a leader that was
+    /// cut off may have taken the change without a majority.
+    fn keep_members(&mut self) {
+        let Some(leader) = self.newest_leader() else {
+            return;
+        };
+        let Members {
+            mut voters,
+            mut learners,
+        } = self.node(leader).replica.members().clone();
+        let known: BTreeSet<u64> = voters.union(&learners).copied().collect();
+        let mut wrong = None;
+        for node in self.nodes.values() {
+            let is_known = known.contains(&node.id);
+            if node.removed == is_known {
+                wrong = Some((node.id, node.removed));
+            }
+        }
+        match wrong {
+            Some((id, true)) => {
+                voters.remove(&id);
+                learners.remove(&id);
+                let command = Command::RemoveNode { node: NodeId(id) };
+                self.propose(leader, command, Waiter::Admin(0));
+            }
+            Some((id, false)) => {
+                learners.insert(id);
+            }
+            None => return,
+        }
+        self.replica(leader, |replica, _, _, out| {
+            replica.change_members(Members { voters, learners }, out);
+        });
     }
 
     fn any_running(&mut self) -> Option<u64> {
@@ -336,14 +420,8 @@ impl World {
     /// An operator takes a node out of the cluster for good; a voter only if enough are left.
     fn remove(&mut self, id: u64) -> bool {
         let present = self.nodes.values().filter(|node| !node.removed).count();
-        let leader = self
-            .nodes
-            .values()
-            .find(|node| node.runs() && node.replica.leads());
-        let Some(leader) = leader
-            .map(|node| node.id)
-            .filter(|leader| *leader != id && present > 3)
-        else {
+        let leader = self.newest_leader();
+        let Some(leader) = leader.filter(|leader| *leader != id && present > 3) else {
             return false;
         };
         let Members {
@@ -372,11 +450,7 @@ impl World {
 
     /// A node with an empty disk joins.
     fn join_new(&mut self) {
-        let leader = self
-            .nodes
-            .values()
-            .find(|node| node.runs() && node.replica.leads());
-        let Some(leader) = leader.map(|node| node.id) else {
+        let Some(leader) = self.newest_leader() else {
             return;
         };
         let id = self.nodes.keys().max().copied().unwrap_or(0) + 1;
@@ -434,10 +508,18 @@ impl World {
                 .min(voters.len())
             && self.net.is_whole();
         self.witness.quorum(self.now, can && calm, all_well && calm);
+        let leads = |one: &u64| {
+            let reached = working.iter().filter(|other| reaches(one, other)).count();
+            self.nodes[one].replica.leads() && reached > voters.len() / 2
+        };
+        let is_led = working.iter().any(leads);
+        let leaderless = self.witness.leaderless(self.now, can && !is_led);
+        self.fact(&Fact::Watched { leaderless });
     }
 
     /// An administrator does something now and then.
     pub fn administrate(&mut self) {
+        self.keep_members();
         let roll = self.rng.below(1000);
         let number = self.rng.below(self.clients.len() as u64) as usize;
         let (room, identity) = {

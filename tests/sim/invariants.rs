@@ -7,6 +7,7 @@ use crate::world::World;
 pub mod acknowledged;
 pub mod convergence;
 pub mod data;
+pub mod election;
 pub mod feed;
 pub mod fence;
 pub mod homes;
@@ -53,6 +54,7 @@ pub fn all() -> Vec<Box<dyn Invariant>> {
         Box::<state::Equal>::default(),
         Box::<log::Stays>::default(),
         Box::<leader::One>::default(),
+        Box::<election::Ends>::default(),
         Box::<acknowledged::Kept>::default(),
         Box::<once::Applied>::default(),
         Box::<owner::One>::default(),

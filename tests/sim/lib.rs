@@ -28,5 +28,6 @@ pub mod run;
 pub mod sessions;
 pub mod tell;
 pub mod time;
+pub mod ways;
 pub mod witness;
 pub mod world;

@@ -48,6 +48,8 @@ impl World {
                 message @ (Message::Hello { .. }
                 | Message::Welcome { .. }
                 | Message::Frame { .. }
+                | Message::Beat { .. }
+                | Message::Echo { .. }
                 | Message::Acknowledge { .. }),
             ) => self.link_receives(id, from, message),
             (
@@ -88,7 +90,10 @@ impl World {
         }
         let own = End::Node(id);
         match message {
-            Message::Ping { .. } | Message::Hello { .. } | Message::Frame { .. } => {
+            Message::Ping { .. }
+            | Message::Hello { .. }
+            | Message::Frame { .. }
+            | Message::Beat { .. } => {
                 self.datagram(own, from, Message::Refused { broke: true });
             }
             Message::Knock => self.datagram(own, from, Message::Refused { broke: false }),
@@ -197,7 +202,7 @@ impl World {
                 link.retry = now + RETRY;
                 link.stream += 1;
                 hellos.push((*other, link.stream));
-            } else if link.connected && process.ticks.is_multiple_of(20) {
+            } else if link.connected && process.ticks.is_multiple_of(10) {
                 beats.push((*other, link.stream));
             }
         }
@@ -206,14 +211,8 @@ impl World {
             self.datagram(End::Node(id), End::Node(other), message);
         }
         for (other, stream) in beats {
-            // A frame without a number is a sign of life.
-            let body = Box::new(Body::Speakers(proto::Speakers::default()));
-            let message = Message::Frame {
-                boot,
-                stream,
-                sequence: 0,
-                body,
-            };
+            let sent = now;
+            let message = Message::Beat { boot, stream, sent };
             self.stream(
                 End::Node(id),
                 End::Node(other),
@@ -224,7 +223,7 @@ impl World {
     }
 
     fn link_receives(&mut self, id: u64, from: u64, message: Message) {
-        let now = self.now;
+        let (now, instant, base) = (self.now, self.instant(), self.base);
         let repeats = self.bug == Some(Bug::MeshRepeats);
         let (own, other) = (End::Node(id), End::Node(from));
         let process = self.process(id);
@@ -238,6 +237,7 @@ impl World {
                     return;
                 }
                 sender.stream = stream;
+                sender.broken = false;
                 let sequence = sender.sequence;
                 let message = Message::Welcome {
                     boot: process.boot,
@@ -284,7 +284,7 @@ impl World {
                 body,
             } => {
                 let sender = process.senders.entry(from).or_default();
-                if sender.boot != boot || sender.stream != stream {
+                if sender.boot != boot || sender.stream != stream || sender.broken {
                     return;
                 }
                 let taken = sequence != 0 && sequence <= sender.sequence && !repeats;
@@ -297,6 +297,24 @@ impl World {
                 self.datagram(own, other, message);
                 if sequence != 0 && !taken {
                     self.take_body(id, from, *body);
+                }
+            }
+            Message::Beat { boot, stream, sent } => {
+                let sender = process.senders.entry(from).or_default();
+                if sender.boot == boot && sender.stream == stream {
+                    process.book.reached(NodeId(from), boot, None, instant);
+                    let boot = process.boot;
+                    self.datagram(own, other, Message::Echo { boot, stream, sent });
+                }
+            }
+            Message::Echo { boot, stream, sent } => {
+                if let Some(link) = process.links.get_mut(&from)
+                    && link.stream == stream
+                {
+                    link.heard = now;
+                    process
+                        .book
+                        .reached(NodeId(from), boot, Some(base.instant(sent)), instant);
                 }
             }
             Message::Acknowledge { stream, sequence } => {

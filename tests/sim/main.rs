@@ -7,7 +7,7 @@ use clap::Parser;
 use sim::bug::Bug;
 use sim::plan::Plan;
 use sim::planted::{catch, hunt, plan_of};
-use sim::run::{Record, run_seeds, run_telling, shrink};
+use sim::run::{Record, run, run_seeds, run_telling, shrink};
 
 /// Runs of simulated clusters.
 #[derive(Parser)]
@@ -27,6 +27,10 @@ struct Options {
     /// Runs one plan instead of seeds.
     #[arg(long)]
     plan: Option<PathBuf>,
+    /// Runs the plan under so many seeds, until one breaks an invariant; with a planted bug, one that does not
+    /// without it.
+    #[arg(long, default_value_t = 0)]
+    vary: u64,
     /// Tells what happens, line by line, on standard error.
     #[arg(long)]
     tell: bool,
@@ -48,6 +52,9 @@ fn main() -> anyhow::Result<()> {
         let plan: Plan = std::fs::read_to_string(path)?
             .parse()
             .map_err(anyhow::Error::msg)?;
+        if options.vary > 0 {
+            return vary_plan(&plan, options.from, options.vary, options.shrink);
+        }
         let outcome = run_telling(&plan, options.tell);
         println!("trace {:016x}", outcome.trace);
         return match outcome.violation {
@@ -96,6 +103,40 @@ fn main() -> anyhow::Result<()> {
         "{} violations",
         record.failed.len()
     );
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "a program for people")]
+fn vary_plan(plan: &Plan, from: u64, seeds: u64, tries: u32) -> anyhow::Result<()> {
+    for seed in from..from + seeds {
+        let plan = Plan {
+            seed,
+            ..plan.clone()
+        };
+        let Some(violation) = run(&plan).violation else {
+            continue;
+        };
+        let passes_without = |plan: &Plan| {
+            let clean = Plan {
+                bug: None,
+                ..plan.clone()
+            };
+            plan.bug.is_none() || run(&clean).violation.is_none()
+        };
+        if !passes_without(&plan) {
+            println!("# seed {seed} breaks without the bug as well");
+            continue;
+        }
+        let (short, found) = shrink(&plan, &violation, tries);
+        let (plan, violation) = if passes_without(&short) {
+            (short, found)
+        } else {
+            (plan, violation)
+        };
+        println!("# {violation}\n{plan}");
+        anyhow::bail!("{violation}");
+    }
+    println!("no violation under {seeds} seeds");
     Ok(())
 }
 

@@ -90,6 +90,24 @@ pub enum Message {
         /// What.
         body: Box<Body>,
     },
+    /// A link's heartbeat.
+    Beat {
+        /// Sender's start.
+        boot: BootId,
+        /// Number of the stream.
+        stream: u64,
+        /// When it was sent.
+        sent: Time,
+    },
+    /// Its answer.
+    Echo {
+        /// Sender's start.
+        boot: BootId,
+        /// Number of the stream.
+        stream: u64,
+        /// When the heartbeat was sent.
+        sent: Time,
+    },
     /// Taken so far.
     Acknowledge {
         /// Number of the stream.

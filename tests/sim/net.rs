@@ -30,13 +30,19 @@ pub struct Weather {
     pub loss: u64,
     /// Doubled, of a thousand.
     pub double: u64,
+    /// Datagrams that wander about for up to [`LATE_MAX`] before they arrive, of a thousand.
+    pub late: u64,
 }
+
+/// Longest time that a datagram wanders about.
+const LATE_MAX: u64 = ms(3_000);
 
 /// As it is without faults.
 pub const CLEAR: Weather = Weather {
     delay: (300, 4_000),
     loss: 1,
     double: 1,
+    late: 0,
 };
 
 #[derive(Debug, Default)]
@@ -54,6 +60,8 @@ pub struct Net {
     pub weather: Weather,
     cut: BTreeMap<(End, End), u32>,
     streams: BTreeMap<Lane, Stream>,
+    /// When the last thing arrives that is carried by other nodes.
+    carried: BTreeMap<(End, End), Time>,
 }
 
 impl Default for Net {
@@ -62,6 +70,7 @@ impl Default for Net {
             weather: CLEAR,
             cut: BTreeMap::new(),
             streams: BTreeMap::new(),
+            carried: BTreeMap::new(),
         }
     }
 }
@@ -113,7 +122,14 @@ impl Net {
         }
         let copies = 1 + usize::from(rng.per_mille(self.weather.double));
         let (low, high) = self.weather.delay;
-        (0..copies).map(|_| now + rng.range(low, high)).collect()
+        let late = self.weather.late;
+        (0..copies)
+            .map(|_| {
+                let is_late = late > 0 && rng.per_mille(late);
+                let wanders = if is_late { rng.range(0, LATE_MAX) } else { 0 };
+                now + rng.range(low, high) + wanders
+            })
+            .collect()
     }
 
     /// When a message on a stream arrives; `None`: it is held until the way is free.
@@ -137,6 +153,18 @@ impl Net {
         }
         stream.last = stream.last.max(due);
         Some((stream.last, message))
+    }
+
+    /// When something arrives that another node carries: twice as long, and in order.
+    pub fn carried(&mut self, now: Time, rng: &mut Rng, from: End, to: End) -> Time {
+        let (low, high) = self.weather.delay;
+        let mut due = now + rng.range(low, high) + rng.range(low, high);
+        if rng.per_mille(self.weather.loss) {
+            due = due + ms(rng.range(50, 250));
+        }
+        let last = self.carried.entry((from, to)).or_default();
+        *last = due.max(*last);
+        *last
     }
 
     /// A message arrives at a way that has been cut meanwhile, or behind held ones: it waits, too.

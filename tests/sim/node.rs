@@ -9,6 +9,7 @@ use flotilla_model::cluster::{Node as Record, NodeState};
 use flotilla_model::command::{Command, Rejection, Reply};
 use flotilla_model::id::{BootId, NodeId, ParticipantSid, RequestId, RoomName};
 use flotilla_node::control::detector::Case;
+use flotilla_node::control::detours::Detours;
 use flotilla_node::control::drain;
 use flotilla_node::control::guard::{Guard, GuardConfig};
 use flotilla_node::control::judge::{FailureConfig, Judge};
@@ -30,6 +31,7 @@ use crate::engine::Engine;
 use crate::raft::{Members, Replica};
 use crate::sessions::Task;
 use crate::time::{Time, WallClock, ms};
+use crate::ways::Seeking;
 use crate::witness::Fact;
 use crate::world::{What, World};
 
@@ -39,6 +41,10 @@ pub const BOUND: Duration = Duration::from_millis(500);
 pub const LOST_AFTER: Duration = Duration::from_secs(10);
 /// How often a node's timers are looked at.
 pub const TICK: u64 = ms(25);
+/// Least and most time that a disk takes which is well.
+pub const DISK: (u64, u64) = (200, 2_500);
+/// Least and most time after which a follower passes a change on.
+pub const FEED: (u64, u64) = (20, 800);
 
 /// A node, running or not.
 pub struct Node {
@@ -54,8 +60,10 @@ pub struct Node {
     pub powered: bool,
     /// Its wall clock.
     pub wall: WallClock,
-    /// Longest time that its disk takes.
+    /// Least and most time that its disk takes.
     pub disk: (u64, u64),
+    /// Least and most time that its follower takes.
+    pub feed: (u64, u64),
     /// Not a member any more.
     pub removed: bool,
     /// Its process is to be started again by the plan.
@@ -94,6 +102,8 @@ pub struct Pending {
     pub deadline: Time,
     /// Handed to a leader.
     pub sent: Option<Time>,
+    /// Only this node as the leader of this term may write it.
+    pub only_in: Option<u64>,
 }
 
 /// Who waits for a read.
@@ -224,6 +234,8 @@ pub struct Sender {
     pub sequence: u64,
     /// Newest stream.
     pub stream: u64,
+    /// Something on it is lost: nothing more comes on it.
+    pub broken: bool,
 }
 
 /// The pulse to one node.
@@ -293,6 +305,14 @@ pub struct Process {
     pub pauses: Vec<(Time, NodeId)>,
     /// Questions.
     pub answering: Vec<Answering>,
+    /// Ways round cut links.
+    pub detours: Detours,
+    /// Questions about them.
+    pub seeking: BTreeMap<u64, Seeking>,
+    /// Nodes to which connections go by way of another one.
+    pub connections_round: BTreeMap<u64, u64>,
+    /// Nodes to which packets do.
+    pub packets_round: BTreeMap<u64, u64>,
     /// Claims.
     pub claiming: BTreeMap<u64, Claiming>,
     /// Claims of others.
@@ -334,7 +354,8 @@ impl Node {
             stalled: None,
             powered: true,
             wall: WallClock::default(),
-            disk: (200, 2_500),
+            disk: DISK,
+            feed: FEED,
             removed: false,
             due_back: false,
         }
@@ -405,6 +426,10 @@ impl Process {
             cases: BTreeMap::new(),
             pauses: Vec::new(),
             answering: Vec::new(),
+            detours: Detours::new(BOUND),
+            seeking: BTreeMap::new(),
+            connections_round: BTreeMap::new(),
+            packets_round: BTreeMap::new(),
             claiming: BTreeMap::new(),
             letting_go: Vec::new(),
             links: BTreeMap::new(),

@@ -25,6 +25,8 @@ pub enum Target {
 pub enum Kind {
     /// The process is killed and starts again afterwards.
     Kill,
+    /// The process is killed and starts again, over and over.
+    Crashes,
     /// The machine loses its power and has it again afterwards.
     Power,
     /// Every machine does.
@@ -49,9 +51,11 @@ pub enum Kind {
     Clients,
     /// A client is cut off from every node.
     Offline,
-    /// Everything takes long.
+    /// Everything takes long, now more, now less.
     Slow,
-    /// Much is lost, doubled and late.
+    /// Everything takes long, and always equally long.
+    Far,
+    /// Much is lost, doubled and late; some of it wanders about for seconds.
     Lossy,
     /// The node's wall clock jumps and runs wrong.
     Clock,
@@ -63,12 +67,15 @@ pub enum Kind {
     Replace,
     /// The node's follower has a gap.
     Lag,
+    /// The node's follower is late with every change.
+    Behind,
 }
 
 impl Kind {
     /// All of them.
     pub const ALL: &'static [(Self, &'static str)] = &[
         (Self::Kill, "kill"),
+        (Self::Crashes, "crashes"),
         (Self::Power, "power"),
         (Self::Blackout, "blackout"),
         (Self::Pause, "pause"),
@@ -82,12 +89,14 @@ impl Kind {
         (Self::Clients, "clients"),
         (Self::Offline, "offline"),
         (Self::Slow, "slow"),
+        (Self::Far, "far"),
         (Self::Lossy, "lossy"),
         (Self::Clock, "clock"),
         (Self::Disk, "disk"),
         (Self::Drain, "drain"),
         (Self::Replace, "replace"),
         (Self::Lag, "lag"),
+        (Self::Behind, "behind"),
     ];
 
     /// Its name in plans.

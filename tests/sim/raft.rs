@@ -35,7 +35,7 @@ const HEARTBEAT: u64 = ms(50);
 /// Least and most time without a leader before a voter stands; as `GroupConfig` has it.
 const ELECTION: (u64, u64) = (ms(150), ms(300));
 /// Entries in the log after which a snapshot takes their place.
-const SNAPSHOT_AFTER: usize = 150;
+const SNAPSHOT_AFTER: usize = 40;
 /// Every so many entries the state's hash is taken.
 const HASHED: u64 = 16;
 /// Entries per append.
@@ -723,6 +723,7 @@ impl Replica {
     }
 
     fn install(&mut self, from: u64, snapshot: Snapshot, out: &mut Vec<Out>) {
+        let index = snapshot.index;
         if snapshot.index > self.applied {
             self.state = decode_snapshot(&snapshot.bytes).expect("the leader's own encoding");
             if self.bug == Some(Bug::SnapshotForgetsRevocations) {
@@ -741,7 +742,8 @@ impl Replica {
         let message = RaftMessage::Appended {
             term: self.term,
             fits: true,
-            matched: self.base.index,
+            // What is applied here is the same, whether it came by the log or by a snapshot.
+            matched: self.synced.max(self.base.index).min(index),
             round: 0,
         };
         out.push(Out::Send(from, message));

@@ -13,6 +13,7 @@ pub fn line(now: Time, fact: &Fact<'_>) -> Option<String> {
         | Fact::Relayed { .. }
         | Fact::Fed { .. }
         | Fact::Committed { .. }
+        | Fact::Watched { .. }
         | Fact::Read { .. }
         | Fact::SentData { .. }
         | Fact::Received { .. } => return None,

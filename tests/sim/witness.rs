@@ -158,6 +158,9 @@ pub enum Fact<'a> {
         sequence: u32,
         last: Option<u32>,
     },
+    /// A look at the whole, several times a second: for how long there has been a majority that can talk, and
+    /// nobody of it leads.
+    Watched { leaderless: u64 },
     /// Everything is healed.
     Healed { at: Time },
 }
@@ -213,6 +216,7 @@ pub struct Coverage {
     pub takeovers: u64,
     pub nodes_lost: BTreeMap<&'static str, u64>,
     pub campaigns: u64,
+    pub detours: u64,
     pub elections: u64,
     pub snapshots: u64,
     pub lapses: u64,
@@ -254,6 +258,7 @@ impl Coverage {
             takeovers,
             nodes_lost,
             campaigns,
+            detours,
             elections,
             snapshots,
             lapses,
@@ -279,6 +284,7 @@ impl Coverage {
             (&mut self.refused, refused),
             (&mut self.takeovers, takeovers),
             (&mut self.campaigns, campaigns),
+            (&mut self.detours, detours),
             (&mut self.elections, elections),
             (&mut self.snapshots, snapshots),
             (&mut self.lapses, lapses),
@@ -311,6 +317,7 @@ pub struct Witness {
     invariants: Vec<Box<dyn Invariant>>,
     violation: Option<Violation>,
     scene: Scene,
+    led: Time,
     acknowledged: u64,
     applied: u64,
     /// Facts are told as they come.
@@ -327,6 +334,7 @@ impl Witness {
             invariants: invariants::all(),
             violation: None,
             scene: Scene::default(),
+            led: Time::default(),
             acknowledged: 0,
             applied: 0,
             tells: false,
@@ -360,6 +368,14 @@ impl Witness {
         if !well {
             self.scene.last_trouble = now;
         }
+    }
+
+    /// Whether nobody leads who could; for how long that has been so.
+    pub fn leaderless(&mut self, now: Time, is_so: bool) -> u64 {
+        if !is_so {
+            self.led = now;
+        }
+        now - self.led
     }
 
     /// A way between two nodes is cut at present.

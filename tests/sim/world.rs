@@ -42,6 +42,8 @@ pub enum What {
     Check(u64, BootId, u64),
     /// A message arrives.
     Arrive(End, End, Option<u64>, Box<Message>),
+    /// A message arrives by way of another node.
+    Carried(End, u64, End, Box<Message>),
     /// A held stream goes on.
     Flush(Lane),
     /// A client's timer.
@@ -68,7 +70,8 @@ impl What {
             | Self::Sessions(node, _)
             | Self::Engine(node, ..)
             | Self::Check(node, ..)
-            | Self::Arrive(_, End::Node(node), ..) => Some(*node),
+            | Self::Arrive(_, End::Node(node), ..)
+            | Self::Carried(_, _, End::Node(node), _) => Some(*node),
             _ => None,
         }
     }
@@ -89,6 +92,7 @@ impl What {
             Self::Flap(number, on) => (12, *number as u64, *on as u64),
             Self::Start(node) => (13, *node, 0),
             Self::Heal => (14, 0, 0),
+            Self::Carried(from, via, to, _) => (15, end(*from) << 8 | end(*to), *via),
         };
         kind << 56 ^ one << 32 ^ other
     }
@@ -284,6 +288,7 @@ impl World {
                 self.with(node, boot, |world| world.engine_checks(node, key));
             }
             What::Arrive(from, to, lane, message) => self.arrive(from, to, lane, *message),
+            What::Carried(from, via, to, message) => self.carried(from, via, to, *message),
             What::Flush(lane) => {
                 for message in self.net.flush(self.now, lane) {
                     let delay = self.net.weather.delay.0;
@@ -312,6 +317,10 @@ impl World {
 
     /// Sends what may be lost.
     pub fn datagram(&mut self, from: End, to: End, message: Message) {
+        if let Some(via) = self.by_way_of(from, to, &message) {
+            self.carry(from, via, to, message);
+            return;
+        }
         for at in self.net.datagram(self.now, &mut self.rng, from, to) {
             self.at(at, What::Arrive(from, to, None, Box::new(message.clone())));
         }
@@ -319,6 +328,10 @@ impl World {
 
     /// Sends in order.
     pub fn stream(&mut self, from: End, to: End, lane: u64, message: Message) {
+        if let Some(via) = self.by_way_of(from, to, &message) {
+            self.carry(from, via, to, message);
+            return;
+        }
         let way = (from, to, lane);
         if let Some((at, message)) = self.net.stream(self.now, &mut self.rng, way, message) {
             self.at(at, What::Arrive(from, to, Some(lane), Box::new(message)));

@@ -133,6 +133,35 @@ async fn the_same_request_at_once_on_all_nodes_applies_once() {
 }
 
 #[tokio::test]
+async fn what_a_leader_says_ends_with_its_term() {
+    let cluster = Cluster::of(3, |_| {}).await;
+    let leader = cluster.leader().await;
+    let follower = cluster.follower().await;
+    let node = &cluster.nodes[&leader];
+    let say = |term, name: &str| {
+        let (group, command) = (node.group.clone(), create(name));
+        node.on(async move { group.propose_in_term(term, request(), command).await })
+    };
+    let term = node.group.status().term;
+    say(term, "in-time").await.expect("it leads");
+    let error = refused(say(term + 1, "too-early").await);
+    assert!(matches!(error, ProposeError::NoLeader { .. }), "{error}");
+    let group = node.group.clone();
+    node.on(async move { group.transfer_leader(NodeId(follower)).await })
+        .await
+        .expect("handed over");
+    // What anybody may say goes to the new leader.
+    node.propose(create("anybody")).await.expect("forwarded");
+    for of in [term, node.group.status().term] {
+        let error = refused(say(of, "too-late").await);
+        assert!(matches!(error, ProposeError::NoLeader { .. }), "{error}");
+    }
+    let state = cluster.any().read().await.expect("readable");
+    assert!(has_room(&state, "in-time") && has_room(&state, "anybody"));
+    assert!(!has_room(&state, "too-early") && !has_room(&state, "too-late"));
+}
+
+#[tokio::test]
 async fn a_minority_refuses_with_a_clear_reason() {
     let mut cluster = Cluster::of(3, |config| {
         config.propose_timeout = Duration::from_secs(2);

@@ -60,14 +60,17 @@ impl Case {
     /// *Gone* needs a second node that does not hear it either, unless no other voter lives, and
     /// nobody who hears it. *Silent* needs a majority of the living voters for which it has been
     /// silent as long: the suspect keeps its lease while it is in contact with a majority of them, so
-    /// the two exclude each other, whatever else is cut.
+    /// the two exclude each other, whatever else is cut. Silence to the judge alone needs a majority that
+    /// answers the judge.
     #[must_use]
     pub fn verdict(&self) -> Option<LossCause> {
         match self.impression {
             Impression::Lives => None,
             Impression::Gone => self.is_confirmed_gone().then_some(LossCause::Crashed),
             Impression::Silent(silence) if silence < self.bound => None,
-            Impression::Silent(silence) if silence >= self.patience => Some(LossCause::Unreachable),
+            Impression::Silent(silence) if silence >= self.patience && self.is_heard() => {
+                Some(LossCause::Unreachable)
+            }
             Impression::Silent(_) => {
                 let electorate = self.voters.difference(&self.gone).count();
                 let mut confirmed = usize::from(self.voters.contains(&self.judge));
@@ -77,6 +80,14 @@ impl Case {
                 (confirmed > electorate / 2).then_some(LossCause::Unreachable)
             }
         }
+    }
+
+    /// Whether the judge is in contact with a majority of the living voters. One that is not has been cut off
+    /// itself: others are silent for that reason, and decide without it.
+    fn is_heard(&self) -> bool {
+        let electorate = self.voters.difference(&self.gone).count();
+        let own = usize::from(self.voters.contains(&self.judge));
+        own + self.findings.len() > electorate / 2
     }
 
     /// Whether the verdict stands, whatever witnesses who have not answered yet would say.
@@ -167,6 +178,17 @@ mod tests {
         assert_eq!(silent(BOUND * 19).verdict(), None);
         let lost = Some(LossCause::Unreachable);
         assert_eq!(silent(BOUND * 20).verdict(), lost);
+    }
+
+    #[test]
+    fn a_leader_that_nobody_answers_condemns_nobody() {
+        let long = Impression::Silent(BOUND * 30);
+        assert_eq!(case(long, &[1, 2, 3], &[]).verdict(), None);
+        let one = [(3, Finding::Unknown)];
+        assert_eq!(case(long, &[1, 2, 3, 4, 5], &one).verdict(), None);
+        let two = [(3, Finding::Heard), (4, Finding::Heard)];
+        let lost = Some(LossCause::Unreachable);
+        assert_eq!(case(long, &[1, 2, 3, 4, 5], &two).verdict(), lost);
     }
 
     #[test]

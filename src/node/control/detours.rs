@@ -36,20 +36,20 @@ const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 /// What is known of another node.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Peer {
+pub struct Peer {
     /// How long nothing of it has come on the direct way.
-    silence: Duration,
+    pub silence: Duration,
     /// Its process has ended.
-    is_gone: bool,
+    pub is_gone: bool,
     /// It knows how to carry what is meant for others.
-    can_carry: bool,
+    pub can_carry: bool,
     /// Time there and back.
-    round_trip: Duration,
+    pub round_trip: Duration,
 }
 
 /// What is to be done.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Step {
+pub enum Step {
     /// Ask these, best first, whether they hear the node.
     Ask(NodeId, Vec<NodeId>),
     /// Packets to the node go by this way.
@@ -73,14 +73,15 @@ struct Way {
 
 /// The decisions, without clock or network.
 #[derive(Debug)]
-pub(super) struct Detours {
+pub struct Detours {
     bound: Duration,
     ways: BTreeMap<NodeId, Way>,
 }
 
 impl Detours {
     /// Everything goes directly; a node silent for `bound` is unreachable.
-    pub(super) fn new(bound: Duration) -> Self {
+    #[must_use]
+    pub fn new(bound: Duration) -> Self {
         Self {
             bound,
             ways: BTreeMap::new(),
@@ -93,13 +94,13 @@ impl Detours {
     }
 
     /// The ways that are in use.
-    pub(super) fn ways(&self) -> impl Iterator<Item = (NodeId, NodeId)> {
+    pub fn ways(&self) -> impl Iterator<Item = (NodeId, NodeId)> {
         let ways = self.ways.iter();
         ways.filter_map(|(node, way)| Some((*node, way.via?)))
     }
 
     /// Looks at everybody.
-    pub(super) fn look(&mut self, now: Instant, peers: &BTreeMap<NodeId, Peer>) -> Vec<Step> {
+    pub fn look(&mut self, now: Instant, peers: &BTreeMap<NodeId, Peer>) -> Vec<Step> {
         let mut steps = Vec::new();
         self.ways.retain(|node, way| {
             let is_known = peers.contains_key(node);
@@ -157,7 +158,7 @@ impl Detours {
     }
 
     /// Who of those asked hears the node.
-    pub(super) fn heard(&mut self, now: Instant, node: NodeId, hearing: &[NodeId]) -> Vec<Step> {
+    pub fn heard(&mut self, now: Instant, node: NodeId, hearing: &[NodeId]) -> Vec<Step> {
         let Some(way) = self.ways.get_mut(&node) else {
             return Vec::new();
         };

@@ -158,6 +158,8 @@ impl Watch {
         );
         self.takeovers.detected(suspect, cause, heard);
         let group = self.group.clone();
+        // Another leader judges by what it sees itself: what this one saw may be long over by then.
+        let term = group.status().term;
         self.steps.spawn(async move {
             let node = suspect;
             let lost = match group.state().taker(node) {
@@ -170,7 +172,7 @@ impl Watch {
                 None => Command::NodeLost { node, boot, cause },
             };
             let begun = Instant::now();
-            match group.propose(new_request(), lost).await {
+            match group.propose_in_term(term, new_request(), lost).await {
                 Ok(_) => info!(
                     peer = %suspect,
                     cause = cause.name(),

@@ -184,8 +184,9 @@ impl Judge {
         }
     }
 
-    /// Hands over the people of nodes that have been unwell for long. If most are unwell, the cause
-    /// is not the nodes, and nobody is better off elsewhere.
+    /// Hands over the people of nodes that have been unwell for long and say so still: for those that are
+    /// silent, silence counts. If most are unwell, the cause is not the nodes, and nobody is better off
+    /// elsewhere.
     fn relieve(&mut self, view: &View<'_>, steps: &mut Vec<Step>) {
         if view.leader != Some(self.node) {
             return;
@@ -206,7 +207,9 @@ impl Judge {
             let Some(record) = view.state.nodes.get(&node) else {
                 continue;
             };
-            if !record.state.is_lost()
+            let says_so = view.signs.silence(&signs[&node], view.now) < self.bound(view);
+            if says_so
+                && !record.state.is_lost()
                 && view.now.saturating_duration_since(since) >= self.config.patience
                 && self.busy.insert(node)
             {

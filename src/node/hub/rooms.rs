@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use flotilla_model::State;
 use flotilla_model::event::{Event, RoomEvent};
-use flotilla_model::id::{Epoch, Identity, NodeId, ParticipantSid, Revision, RoomName, TrackSid};
+use flotilla_model::id::{
+    BootId, Epoch, Identity, NodeId, ParticipantSid, Revision, RoomName, TrackSid,
+};
 use flotilla_model::participant::Participant;
 use flotilla_raft::Change;
 use flotilla_signal::data::{Cache, DataOut, Nonces};
@@ -74,12 +76,15 @@ impl Ahead {
     }
 }
 
+/// Where a message came from: a node, and which start of it. Another start of it has nothing to send again.
+type Origin = (NodeId, BootId);
+
 struct LocalRoom {
     sessions: BTreeMap<ParticipantSid, LocalSession>,
     /// Recent messages of participants here, for those who join anywhere.
     cache: Cache,
-    /// Recent messages by the node that they came from, for those whose home fails.
-    moves: BTreeMap<NodeId, Cache>,
+    /// Recent messages by where they came from, for those whose home fails.
+    moves: BTreeMap<Origin, Cache>,
     /// Highest number of each sender's reliable messages that was passed on.
     passed: BTreeMap<ParticipantSid, u32>,
     nonces: Nonces,
@@ -99,12 +104,16 @@ impl Default for LocalRoom {
 
 impl LocalRoom {
     /// A message came through here.
-    fn note(&mut self, now: Instant, from: NodeId, message: &Arc<DataOut>) {
+    fn note(&mut self, now: Instant, from: Origin, message: &Arc<DataOut>) {
         if message.sequence == 0 || message.channel != Channel::Reliable {
             return;
         }
         let passed = self.passed.entry(message.from.clone()).or_default();
         *passed = message.sequence.max(*passed);
+        if !self.moves.contains_key(&from) {
+            self.moves
+                .retain(|_, cache| cache.replay(now).next().is_some());
+        }
         self.moves
             .entry(from)
             .or_insert_with(Cache::for_moves)
@@ -411,7 +420,7 @@ impl Rooms {
 
     /// A participant has a new home: what was on its way to the former one is sent again. Sessions
     /// drop what their client has. From here come the messages of participants here, and those that
-    /// came from a home that its sender has lost as well.
+    /// came from a home that its sender has lost as well, be it that its process has started anew since.
     fn replay_moved(&mut self, now: Instant, name: &RoomName, moved: &Participant, former: NodeId) {
         let state = self.state.clone();
         let room = state.rooms.get(name);
@@ -419,11 +428,13 @@ impl Rooms {
             return;
         };
         let is_here = moved.home == self.node;
-        for (origin, cache) in &mut local.moves {
+        for ((origin, boot), cache) in &mut local.moves {
+            let has_it_still = boot_of(&state, *origin) == *boot;
             for message in cache.replay(now) {
                 let sender = room.and_then(|room| room.participants.get(&message.from_identity));
                 let is_ours = *origin == self.node
                     || *origin == former
+                    || !has_it_still
                     || sender.is_none_or(|sender| sender.home != *origin);
                 if !is_ours || message.from == moved.sid || !message.is_for(&moved.identity) {
                     continue;
@@ -509,7 +520,13 @@ impl Rooms {
         self.ahead.retain(|_, ahead| !ahead.waiting.is_empty());
     }
 
+    /// Where a message comes from that is taken now.
+    fn origin(&self, node: NodeId) -> Origin {
+        (node, boot_of(&self.state, node))
+    }
+
     fn take_data(&mut self, now: Instant, from: NodeId, data: proto::Data) {
+        let origin = self.origin(from);
         let Some(local) = self.rooms.get_mut(&RoomName(data.room.clone())) else {
             return;
         };
@@ -526,7 +543,7 @@ impl Rooms {
         let message = Arc::new(message);
         match only {
             None => {
-                local.note(now, from, &message);
+                local.note(now, origin, &message);
                 deliver(local, &message, sent_at);
             }
             Some(sid) => {
@@ -543,10 +560,11 @@ impl Rooms {
             message.is_for(&participant.identity)
         });
         let revision = self.state.revision;
+        let origin = self.origin(self.node);
         let local = self.rooms.entry(name.clone()).or_default();
         deliver(local, &message, revision);
         local.cache.push(now, &message);
-        local.note(now, self.node, &message);
+        local.note(now, origin, &message);
         let reliable = message.channel == Channel::Reliable;
         for node in elsewhere {
             let data = to_proto(name, &message, None, revision);
@@ -654,6 +672,12 @@ impl Rooms {
             ..proto::ClaimReply::default()
         }
     }
+}
+
+/// The start of a node that the state knows.
+fn boot_of(state: &State, node: NodeId) -> BootId {
+    let record = state.nodes.get(&node);
+    record.map(|record| record.boot).unwrap_or_default()
 }
 
 /// Other nodes that serve participants of a room who are to get something.

@@ -40,20 +40,25 @@ impl World {
             requests: 0,
         };
         for id in [1, 2, 3] {
-            world.apply(Command::PutNode(flotilla_model::cluster::Node {
-                id: NodeId(id),
-                region: "local".into(),
-                boot: BootId(id),
-                cluster_address: String::new(),
-                admin_address: String::new(),
-                client_url: String::new(),
-                relay_addresses: Vec::new(),
-                capacity: 0,
-                state: flotilla_model::cluster::NodeState::Serving,
-                version: String::new(),
-            }));
+            world.start(id, id);
         }
         world
+    }
+
+    /// A process of a node writes its record.
+    fn start(&mut self, id: u64, boot: u64) {
+        self.apply(Command::PutNode(flotilla_model::cluster::Node {
+            id: NodeId(id),
+            region: "local".into(),
+            boot: BootId(boot),
+            cluster_address: String::new(),
+            admin_address: String::new(),
+            client_url: String::new(),
+            relay_addresses: Vec::new(),
+            capacity: 0,
+            state: flotilla_model::cluster::NodeState::Serving,
+            version: String::new(),
+        }));
     }
 
     fn apply(&mut self, command: Command) {
@@ -245,6 +250,53 @@ async fn data_of_a_node_that_is_ahead_waits_for_its_state() {
     // That node has not come to the move yet: it sends this again when it has, after what went before.
     receive(&world, 6, now);
     assert_eq!(data(&mut outlet).await, [0; 0]);
+}
+
+/// The home of a sender starts anew and has forgotten what went through it; this node has not.
+#[tokio::test]
+async fn what_a_process_has_forgotten_comes_from_others() {
+    for restarts in [false, true] {
+        let mut world = World::new();
+        let _anna = world.join("anna");
+        let _ben = world.join("ben");
+        let _x = world.join("x");
+        world.apply(Command::Rehome {
+            moves: vec![world.to("ben", 2), world.to("x", 3)],
+        });
+        let sid = ParticipantSid("PA_ben".into());
+        for gone in ["PA_ben", "PA_x"] {
+            world.hub.unregister(&"r".into(), &gone.into());
+        }
+        let name = "r".into();
+        let message = DataOut {
+            from: "PA_x".into(),
+            from_identity: "x".into(),
+            channel: Channel::Reliable,
+            destinations: [].into(),
+            sequence: 1,
+            content: 0,
+            payload: Bytes::new(),
+        };
+        let body = Body::Data(to_proto(&name, &message, None, world.state.revision));
+        world.hub.receive(Inbound {
+            from: NodeId(3),
+            body,
+        });
+        if restarts {
+            world.start(3, 33);
+        }
+        let (inbox, mut outlet) = Inbox::new();
+        assert!(
+            world
+                .hub
+                .register_adopting(&name, &sid, &"ben".into(), &inbox)
+        );
+        world.apply(Command::Rehome {
+            moves: vec![world.to("ben", 1)],
+        });
+        let expected: &[u32] = if restarts { &[1] } else { &[] };
+        assert_eq!(data(&mut outlet).await, expected, "restarts: {restarts}");
+    }
 }
 
 #[tokio::test]

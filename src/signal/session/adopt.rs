@@ -24,6 +24,7 @@ use livekit_protocol as proto;
 use serde::{Deserialize, Serialize};
 
 use super::core::{Core, Flow};
+use super::early::Early;
 use super::live::Live;
 use super::proposals::Purpose;
 use super::publish::Published;
@@ -330,6 +331,7 @@ impl Adoption {
         }
         let mut live = Live::new(core, now, room, me);
         live.take_over(claimed, std::mem::take(&mut self.data), self.data_bytes);
+        live.early = Some(Early::new(now));
         let flow = live.resume(core, now, self.resuming.clone());
         Err((Box::new(live), flow))
     }

@@ -62,6 +62,11 @@ impl Channels {
         self.sequence
     }
 
+    /// Highest number of a sender's messages that was handed to the client, 0 if none was.
+    pub(super) fn last_received(&self, sender: &ParticipantSid) -> u32 {
+        self.received.get(sender).copied().unwrap_or_default()
+    }
+
     /// Goes on where a former home was: this is the highest number accepted from the client.
     pub(super) fn go_on(&mut self, sequence: u32) {
         self.sequence = sequence;
@@ -177,13 +182,23 @@ impl Live {
     }
 
     /// Somebody else sends something.
-    pub(super) fn handle_data_of_others(&mut self, core: &mut Core, message: &DataOut) {
+    pub(super) fn handle_data_of_others(&mut self, core: &mut Core, message: &Arc<DataOut>) {
         if message.from == core.sid || !message.is_for(&core.identity) {
             return;
         }
         if message.content == content::METRICS && !self.me.permission.can_subscribe_metrics {
             return;
         }
+        if message.sequence == 0 {
+            self.deliver_data(core, message);
+        } else if !self.waits_for_older(core, message) {
+            self.deliver_data(core, message);
+            self.release_next(core, &message.from);
+        }
+    }
+
+    /// Hands a message to the engine, unless it is a number that the client has.
+    pub(super) fn deliver_data(&mut self, core: &mut Core, message: &DataOut) {
         if message.sequence != 0 && !self.accept(message) {
             core.discards.duplicate_data += 1;
             return;

@@ -13,6 +13,7 @@ use flotilla_model::track::Track;
 
 use super::core::{Core, Flow};
 use super::data::Channels;
+use super::early::Early;
 use super::proposals::Purpose;
 use super::publish::Published;
 use super::subscribe::Subscribed;
@@ -56,6 +57,8 @@ pub(super) struct Live {
     /// Data that came before the peers of a session that was taken over. The oldest go first.
     pub(super) held: VecDeque<Arc<DataOut>>,
     pub(super) held_bytes: usize,
+    /// Messages of a session that was taken over which wait for older ones, while it settles.
+    pub(super) early: Option<Early>,
 }
 
 impl Live {
@@ -75,6 +78,7 @@ impl Live {
             speech_until: None,
             held: VecDeque::new(),
             held_bytes: 0,
+            early: None,
             seen: room.version,
             me,
             room,
@@ -356,6 +360,7 @@ impl Live {
             self.speech_until,
             self.told.deadline(),
             self.published.deadline(),
+            self.early.as_ref().map(Early::deadline),
         ]
         .into_iter()
         .flatten()
@@ -374,6 +379,13 @@ impl Live {
         }
         if self.speech_until.take_if(|until| *until <= now).is_some() {
             self.send_own_speech(core, 0.0);
+        }
+        if self
+            .early
+            .as_ref()
+            .is_some_and(|early| early.deadline() <= now)
+        {
+            self.settle(core);
         }
         self.flush_updates(core, now);
         self.lower_qualities(core, now);

@@ -229,6 +229,30 @@ fn data_waits_until_the_client_has_said_what_it_has() {
         })
         .collect();
     assert_eq!(sent, [2, 3, 4]);
+    // What is new comes before what another node sends again on its own way.
+    let sent = |world: &mut World| -> Vec<u8> {
+        let commands = world.seats[next].take_media().into_iter();
+        let payloads = commands.filter_map(|command| match command {
+            media::Command::SendData { payload, .. } => Some(payload[0]),
+            _ => None,
+        });
+        payloads.collect()
+    };
+    for sequence in [7, 8, 5, 5] {
+        world.input(next, message(sequence));
+    }
+    assert_eq!(sent(&mut world), [5]);
+    world.input(next, message(6));
+    assert_eq!(sent(&mut world), [6, 7, 8]);
+    // What was meant for others never comes, and is not waited for in vain.
+    for sequence in [12, 11] {
+        world.input(next, message(sequence));
+    }
+    assert!(sent(&mut world).is_empty());
+    world.advance(Duration::from_secs(1));
+    assert_eq!(sent(&mut world), [11, 12]);
+    world.input(next, message(20));
+    assert_eq!(sent(&mut world), [20], "nothing is late any more");
 }
 
 #[test]
