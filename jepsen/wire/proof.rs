@@ -15,10 +15,10 @@
 //! that the node sent itself ([`LENT_STEP`]): such packets are the newer home's, by whichever interface
 //! they come.
 //!
-//! What cannot be seen from outside: a return to an earlier node within one ICE session, as a moved
-//! address would do it, counts as a breach.
+//! An address that moves brings a client back to an earlier node within one ICE session: that node is the
+//! newer home then if it begins a step beyond everything that anybody has sent.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use serde::Serialize;
@@ -95,8 +95,8 @@ pub(crate) struct Proof {
     count: usize,
     /// Where a stream to a client was last seen.
     last_seen: HashMap<(Ipv4Addr, Stream), Generation>,
-    /// Highest index of a media stream.
-    highest: HashMap<(Generation, u32), u64>,
+    /// Highest index of a stream.
+    highest: HashMap<(Generation, Stream), u64>,
     /// Digest of each index.
     digests: HashMap<(Generation, Stream, u64), u64>,
     /// The ICE session between a client's and a node's address, and when it began.
@@ -104,8 +104,8 @@ pub(crate) struct Proof {
     tenures: HashMap<Ipv4Addr, (Tenure, Vec<Hardware>)>,
     /// Highest index that a node sent of a stream itself, and the first that it passed on.
     reach: HashMap<(Hardware, Generation, Stream), Reach>,
-    /// By which nodes paths to a client are lent.
-    lenders: HashSet<(Hardware, Ipv4Addr)>,
+    /// By which nodes paths to a client are lent, since which datagram.
+    lenders: HashMap<(Hardware, Ipv4Addr), u64>,
 }
 
 #[derive(Default)]
@@ -131,7 +131,7 @@ impl Proof {
             sessions: HashMap::new(),
             tenures: HashMap::new(),
             reach: HashMap::new(),
-            lenders: HashSet::new(),
+            lenders: HashMap::new(),
         }
     }
 
@@ -151,7 +151,7 @@ impl Proof {
             (Meaning::Rtcp { ssrc, index }, true) => self.report(datagram, ssrc, index),
             (Meaning::Dtls, true) => {
                 let lends = (datagram.hardware, *datagram.to.ip());
-                if !self.lenders.contains(&lends) {
+                if !self.lenders.contains_key(&lends) {
                     self.held_by(datagram);
                 }
             }
@@ -189,12 +189,8 @@ impl Proof {
         self.findings.packets += 1;
         let stream = Stream::Rtp(ssrc);
         let generation = self.generation(datagram, stream);
-        let highest = self
-            .highest
-            .entry((generation, ssrc))
-            .or_insert(u64::from(sequence));
-        let index = estimate(*highest, sequence);
-        *highest = (*highest).max(index);
+        let highest = self.highest.get(&(generation, stream));
+        let index = highest.map_or(u64::from(sequence), |highest| estimate(*highest, sequence));
         if !self.is_lent(datagram, generation, stream, index) {
             self.held_by(datagram);
         }
@@ -224,20 +220,42 @@ impl Proof {
         stream: Stream,
         index: u64,
     ) -> bool {
-        let lends = (datagram.hardware, *datagram.to.ip());
+        let client = *datagram.to.ip();
+        let highest = self.highest.entry((generation, stream)).or_insert(index);
+        let is_step = index >= *highest + LENT_STEP;
+        *highest = (*highest).max(index);
+        let lends = (datagram.hardware, client);
         let key = (datagram.hardware, generation, stream);
+        let own = Reach {
+            own: index,
+            lent_from: None,
+        };
+        if is_step && self.begins(client, datagram.hardware) {
+            self.reach.insert(key, own);
+            return false;
+        }
+        let session = self.sessions.get(&(datagram.to, datagram.from));
+        if let Some(since) = self.lenders.get(&lends)
+            && session.is_some_and(|(_, begun)| begun > since)
+        {
+            // The client is back at the node.
+            self.lenders.remove(&lends);
+            let of_client = |known: &(Hardware, Generation, Stream)| {
+                known.0 != lends.0 || known.1 != generation
+            };
+            self.reach.retain(|known, _| of_client(known));
+        }
         let is_lent = match self.reach.get_mut(&key) {
             // A stream that the lender had not begun is not its own.
-            None if self.lenders.contains(&lends) => true,
+            None if self.lenders.contains_key(&lends) => true,
             None => {
-                let (own, lent_from) = (index, None);
-                self.reach.insert(key, Reach { own, lent_from });
+                self.reach.insert(key, own);
                 false
             }
             Some(Reach { lent_from, .. }) if lent_from.is_some_and(|from| index >= from) => true,
             Some(reach) if index >= reach.own + LENT_STEP => {
                 reach.lent_from = Some(index.saturating_sub(LENT_STEP / 2));
-                self.lenders.insert(lends);
+                self.lenders.entry(lends).or_insert(self.datagrams);
                 true
             }
             Some(reach) => {
@@ -313,6 +331,23 @@ impl Proof {
                 datagram.at, datagram.from, datagram.to
             ));
         }
+    }
+
+    /// A newer home begins; whether that is on an interface of its own, not by way of the present home.
+    fn begins(&mut self, client: Ipv4Addr, node: Hardware) -> bool {
+        let since = self.datagrams;
+        let Some((tenure, earlier)) = self.tenures.get_mut(&client) else {
+            return false;
+        };
+        if tenure.node == node {
+            return false;
+        }
+        let before = std::mem::replace(tenure, Tenure { node, since });
+        if !earlier.contains(&before.node) {
+            earlier.push(before.node);
+        }
+        self.findings.moves += 1;
+        true
     }
 
     /// Whose the client is, and whether the sender may still send.

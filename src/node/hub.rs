@@ -230,7 +230,7 @@ impl Claims for Hub {
         if let Some(borrower) = borrower {
             self.shared.lending.ask(&sid, borrower);
         }
-        self.shared.unmissed.end(&sid, Some(epoch)).await;
+        self.shared.unmissed.end(&sid, Some(epoch), borrower).await;
         let (let_go, gone) = oneshot::channel();
         let served = self.lock().let_go(&name, &sid, epoch, let_go);
         if served {

@@ -228,3 +228,47 @@ fn an_index_used_on_a_lent_path_and_again_on_the_new_one_is_seen() {
     ];
     assert_eq!(run(wire.concat()).index_reused, 5);
 }
+
+#[test]
+fn an_address_that_moves_to_an_earlier_home_and_that_home_itself_are_told_apart() {
+    let as_node = |node: u8, mut wire: Vec<Datagram>| {
+        for datagram in &mut wire {
+            datagram.hardware = Hardware([2, 0, 0, 0, 0, node]);
+        }
+        wire
+    };
+    let begun = [
+        connect(1, 5000, "a:x", Some(1)),
+        media(1, 5000, 7, 0..100),
+        connect(2, 5001, "b:y", None),
+        media(2, 5001, 7, 200..300),
+    ]
+    .concat();
+    // The second node dies, its address comes to the first, which goes on a step further.
+    let taken = as_node(1, media(2, 5001, 7, 8500..8600));
+    let found = run([begun.clone(), taken.clone()].concat());
+    assert!(found.hold(), "{found:?}");
+    assert_eq!((found.moves, found.lent), (2, 0));
+    // Without a step it is an earlier home that goes on by itself.
+    let woken = as_node(1, media(2, 5001, 7, 300..301));
+    assert_eq!(run([begun.clone(), woken].concat()).older_after_newer, 1);
+    // And so is the second if it still lives.
+    let lives = media(2, 5001, 7, 300..302);
+    assert_eq!(run([begun, taken, lives].concat()).older_after_newer, 2);
+}
+
+#[test]
+fn a_node_that_has_lent_a_path_and_has_the_client_again_is_its_home() {
+    let wire = [
+        connect(1, 5000, "a:x", Some(1)),
+        media(1, 5000, 7, 0..100),
+        media(1, 5000, 7, 8300..8350),
+        connect(2, 5001, "b:y", None),
+        media(2, 5001, 7, 8350..8400),
+        connect(1, 5000, "c:z", None),
+        media(1, 5000, 7, 16_600..16_650),
+        media(2, 5001, 7, 8400..8404),
+    ];
+    let found = run(wire.concat());
+    assert_eq!((found.older_after_newer, found.lent), (4, 50), "{found:?}");
+}

@@ -17,9 +17,10 @@ use flotilla_signal::media::Target;
 use tokio::sync::oneshot;
 use tracing::info;
 
-use super::Task;
+use super::media::SessionKey;
+use super::{Sessions, Task};
 use crate::mesh::enroll::wall_clock_ms;
-use crate::shard::Order;
+use crate::shard::{Order, ShardHandle};
 
 /// How long sealed connections wait for their borrower, which asks at once.
 const KEPT_MAX: Duration = Duration::from_secs(10);
@@ -79,6 +80,34 @@ impl Lending {
     }
 }
 
+impl Sessions {
+    /// Ends a session's connections and lends their paths to the participant's home, which finds them in
+    /// [`Lending`]. Nothing is sent to the client from here any more once this returns.
+    pub(super) async fn lend(
+        &self,
+        shard: &ShardHandle,
+        key: SessionKey,
+        sid: &ParticipantSid,
+        to: NodeId,
+    ) {
+        let (answer, lent) = oneshot::channel();
+        shard.send(Order::Lend(key, to, answer)).await;
+        let Ok(Ok(lent)) = tokio::time::timeout(LEND_MAX, lent).await else {
+            return;
+        };
+        let wall = wall_clock_ms();
+        let mut parts = [Bytes::new(), Bytes::new()];
+        for (target, connection) in lent {
+            let sealed = self.vault.seal_lent(sid, connection, wall);
+            parts[usize::from(target == Target::Subscriber)] = sealed;
+        }
+        if parts.iter().any(|part| !part.is_empty()) {
+            info!(participant = %sid, %to, "a session's paths are lent");
+            self.hub.lending().put(sid, to, parts);
+        }
+    }
+}
+
 impl Task {
     /// If the participant is another node's now, its connections end here and are lent to that.
     pub(super) async fn lend(&mut self) {
@@ -87,21 +116,7 @@ impl Task {
         let Some(to) = to.filter(|_| self.attached) else {
             return;
         };
-        let (answer, lent) = oneshot::channel();
-        self.shard.send(Order::Lend(self.key, to, answer)).await;
-        let Ok(Ok(lent)) = tokio::time::timeout(LEND_MAX, lent).await else {
-            return;
-        };
-        let wall = wall_clock_ms();
-        let mut parts = [Bytes::new(), Bytes::new()];
-        for (target, connection) in lent {
-            let sealed = node.vault.seal_lent(sid, connection, wall);
-            parts[usize::from(target == Target::Subscriber)] = sealed;
-        }
-        if parts.iter().any(|part| !part.is_empty()) {
-            info!(%to, "this session's paths are lent");
-            node.hub.lending().put(sid, to, parts);
-        }
+        node.lend(&self.shard, self.key, sid, to).await;
     }
 
     /// The participant's home, if it is another node.

@@ -114,6 +114,7 @@ pub struct Connections {
     identity: Identity,
     address: IpAddr,
     shard: ShardHandle,
+    node: Arc<Sessions>,
     /// Held until the shard has been told everything.
     beginning: Arc<tokio::sync::Mutex<()>>,
 }
@@ -136,8 +137,8 @@ impl Unmissed {
     }
 
     /// Another node serves the participant, since this epoch if it says so itself: nothing is sent to its
-    /// client from here any more once this returns.
-    pub async fn end(&self, sid: &ParticipantSid, claimed_at: Option<Epoch>) {
+    /// client from here any more once this returns. The paths are lent to the new home, if it is named.
+    pub async fn end(&self, sid: &ParticipantSid, claimed_at: Option<Epoch>, to: Option<NodeId>) {
         let connections = {
             let mut all = self.lock();
             if let Some(epoch) = claimed_at {
@@ -149,6 +150,12 @@ impl Unmissed {
         };
         if let Some(connections) = connections {
             drop(connections.beginning.lock().await);
+            if let Some(to) = to {
+                let Connections {
+                    node, shard, key, ..
+                } = &connections;
+                node.lend(shard, *key, sid, to).await;
+            }
             let (answer, done) = tokio::sync::oneshot::channel();
             connections.shard.send(Order::Detach(connections.key)).await;
             // Orders are carried out one after the other.
@@ -159,20 +166,20 @@ impl Unmissed {
 
     /// Ends those whose participants have another home or are gone.
     pub async fn retain_at(&self, node: NodeId, state: &State) {
-        let gone: Vec<ParticipantSid> = {
+        let gone: Vec<(ParticipantSid, Option<NodeId>)> = {
             let all = self.lock();
-            let is_gone = |(sid, one): &(&ParticipantSid, &Connections)| {
-                let room = state.rooms.get(&one.room);
-                let present = room.and_then(|room| room.participants.get(&one.identity));
-                !present.is_some_and(|present| present.sid == **sid && present.home == node)
-            };
             all.iter()
-                .filter(is_gone)
-                .map(|(sid, _)| sid.clone())
+                .filter_map(|(sid, one)| {
+                    let room = state.rooms.get(&one.room);
+                    let present = room.and_then(|room| room.participants.get(&one.identity));
+                    let home = present.filter(|present| present.sid == *sid);
+                    let home = home.map(|present| present.home);
+                    (home != Some(node)).then(|| (sid.clone(), home))
+                })
                 .collect()
         };
-        for sid in gone {
-            self.end(&sid, None).await;
+        for (sid, home) in gone {
+            self.end(&sid, None, home).await;
         }
     }
 }
@@ -288,6 +295,7 @@ impl Sessions {
             identity: participant.identity.clone(),
             address,
             shard: shard.clone(),
+            node: self.clone(),
             beginning,
         };
         let unmissed = self.hub.unmissed();
