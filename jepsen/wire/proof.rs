@@ -16,7 +16,8 @@
 //! they come.
 //!
 //! An address that moves brings a client back to an earlier node within one ICE session: that node is the
-//! newer home then if it begins a step beyond everything that anybody has sent.
+//! newer home then if it begins a step beyond everything that anybody has sent. Its reports may come first, under
+//! an SSRC of its own: the first report of an SSRC says nothing of whose the client is.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -206,7 +207,8 @@ impl Proof {
         };
         let stream = Stream::Rtcp(ssrc);
         let generation = self.generation(datagram, stream);
-        if !self.is_lent(datagram, generation, stream, index.into()) {
+        let is_new = !self.highest.contains_key(&(generation, stream));
+        if !self.is_lent(datagram, generation, stream, index.into()) && !is_new {
             self.held_by(datagram);
         }
         self.note(generation, stream, u64::from(index), datagram);

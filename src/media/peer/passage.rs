@@ -5,6 +5,7 @@
 //! shell beside the transport's snapshot, read by the engine of the node that takes the address.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use flotilla_model::id::TrackSid;
 use serde::{Deserialize, Serialize};
@@ -110,6 +111,17 @@ impl Passage {
     #[must_use]
     pub fn heard_by(mut self, local: via::Local) -> Self {
         self.local = local;
+        self
+    }
+
+    /// The same for whoever goes on with it so much later: the clocks of the streams have run meanwhile. To be
+    /// taken too long rather than too short, since players drop what lies before what they have played.
+    #[must_use]
+    pub fn aged(mut self, by: Duration) -> Self {
+        let by = u32::try_from(by.as_millis()).unwrap_or(u32::MAX);
+        for stream in &mut self.streams {
+            stream.age_ms = stream.age_ms.map(|age| age.saturating_add(by));
+        }
         self
     }
 

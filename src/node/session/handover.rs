@@ -265,8 +265,8 @@ pub struct Held {
     pub passages: [Bytes; 2],
     /// Last offers and answers of the two, there.
     pub descriptions: [Bytes; 2],
-    /// When the paths and streams were last said.
-    pub passed_at: Option<Instant>,
+    /// When the path and streams of each were last said.
+    pub passed_at: [Option<Instant>; 2],
 }
 
 impl Held {
@@ -284,8 +284,14 @@ impl Held {
             };
         }
         self.epoch = epoch;
-        if !checkpoint.passage_publisher.is_empty() || !checkpoint.passage_subscriber.is_empty() {
-            self.passed_at = Some(now);
+        let passages = [
+            &checkpoint.passage_publisher,
+            &checkpoint.passage_subscriber,
+        ];
+        for (at, passage) in self.passed_at.iter_mut().zip(passages) {
+            if !passage.is_empty() {
+                *at = Some(now);
+            }
         }
         let [passage_publisher, passage_subscriber] = &mut self.passages;
         let [described_publisher, described_subscriber] = &mut self.descriptions;

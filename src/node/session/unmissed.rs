@@ -35,6 +35,8 @@ use crate::shard::{Order, ShardHandle};
 
 /// A checkpoint this old says too little: what was sent since may be more than is left out.
 const AGE_MAX: Duration = Duration::from_secs(5);
+/// What a checkpoint's way here may have taken, which nobody measures.
+const ON_THE_WAY: Duration = Duration::from_millis(20);
 /// Protocol from which on v1 clients have data channels of fixed ids.
 const FIXED_CHANNELS_SINCE: u32 = 18;
 
@@ -258,16 +260,22 @@ impl Sessions {
         let Some(held) = self.hub.checkpoints().get(sid) else {
             return Vec::new();
         };
-        let is_fresh = held.passed_at.is_some_and(|at| at.elapsed() < AGE_MAX);
-        if !is_fresh || held.epoch >= participant.epoch {
+        if held.epoch >= participant.epoch {
             return Vec::new();
         }
         let parts = [Target::Publisher, Target::Subscriber]
             .into_iter()
             .zip([&held.publisher, &held.subscriber])
-            .zip(held.passages.iter().zip(&held.descriptions));
-        let continuations = parts.filter_map(|((target, transport), (passage, described))| {
+            .zip(held.passages.iter().zip(&held.descriptions))
+            .zip(held.passed_at);
+        let continuations = parts.filter_map(|(parts, passed_at)| {
+            let ((target, transport), (passage, described)) = parts;
+            let age = passed_at?.elapsed();
+            if age >= AGE_MAX {
+                return None;
+            }
             let (passage, heard_by) = self.vault.open_passage(sid, passage)?;
+            let passage = passage.aged(age + ON_THE_WAY);
             let continuation = Continuation {
                 transport: *self.vault.open_transport(sid, transport)?,
                 passage: passage.heard_by(local),

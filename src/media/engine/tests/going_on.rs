@@ -34,6 +34,20 @@ impl Call {
         self.publish(to, &["TR_AM", "TR_VC"]);
     }
 
+    fn sounds(&self) -> impl DoubleEndedIterator<Item = u32> {
+        let heard = self.world.clients[self.bob].rtp.iter().map(|p| seen(p));
+        let sounds: Vec<_> = heard.filter(|s| s.pt == 111).map(|s| s.timestamp).collect();
+        sounds.into_iter()
+    }
+
+    fn newest_sound(&self) -> u32 {
+        self.sounds().next_back().expect("heard")
+    }
+
+    fn oldest_sound(&self) -> u32 {
+        self.sounds().next().expect("heard")
+    }
+
     /// Sequence numbers of each stream that Bob has received.
     fn heard(&self) -> std::collections::BTreeMap<u32, Vec<u16>> {
         let mut heard: std::collections::BTreeMap<u32, Vec<u16>> = Default::default();
@@ -48,12 +62,14 @@ impl Call {
 fn a_call_goes_on(kinds: Kinds) {
     let mut call = Call::within(kinds, World::moving(3));
     call.play(0..100);
+    let mut played = call.world.now;
     call.assert_media();
     call.assert_talk(call.alice, 0, 0);
     let hellos = call.hellos();
 
     for (hop, (from, to)) in [(0, 1), (1, 2)].into_iter().enumerate() {
         let before = call.heard();
+        let clock = call.newest_sound();
         call.world.clients[call.bob].rtp.clear();
         let asked = call.world.clients[call.alice].rtcp.len();
         call.go_on(from, to);
@@ -61,7 +77,16 @@ fn a_call_goes_on(kinds: Kinds) {
         let wanted = super::takeover::key_frame_requests(&call.world, call.alice, asked);
         assert!(!wanted.is_empty(), "key frames are asked for at once");
         let begin = 100 + 100 * hop as u16;
+        let begun = call.world.now;
         call.play(begin..begin + 100);
+        // The clock of the sound has run on, however long ago the checkpoint was.
+        let step = call.oldest_sound().wrapping_sub(clock);
+        let passed = begun.saturating_duration_since(played).as_millis() as u32 * 48;
+        assert!(
+            (passed..passed + 960 * 3).contains(&step),
+            "{passed} {step}"
+        );
+        played = call.world.now;
         // The same streams with the same sections, each beyond what was sent before; the client's own
         // window refuses whatever comes twice.
         call.assert_media();

@@ -56,6 +56,8 @@ pub(super) struct World {
     wire: VecDeque<(Instant, SocketAddr, SocketAddr, Vec<u8>)>,
     /// All events so far, with their engine.
     pub(super) events: Vec<(usize, Event)>,
+    /// When each of them happened.
+    happened_at: Vec<Instant>,
     /// Datagrams between engines that are still lost on purpose.
     pub(super) relay_losses: usize,
     /// Engines that send and hear nothing any more.
@@ -102,6 +104,7 @@ impl World {
             clients: Vec::new(),
             wire: VecDeque::new(),
             events: Vec::new(),
+            happened_at: Vec::new(),
             relay_losses: 0,
             dead: Vec::new(),
             moved: BTreeMap::new(),
@@ -203,20 +206,17 @@ impl World {
 
     /// What the newest checkpoints say of a client's connection to whoever goes on with it.
     pub(super) fn continuation(&self, client: usize) -> Option<Continuation> {
-        let of_client = self
-            .events
-            .iter()
-            .rev()
-            .filter_map(|(_, event)| match event {
-                Event::Checkpoint {
-                    peer,
-                    snapshot,
-                    passage,
-                    descriptions,
-                } if *peer == PeerId(client as u64) => Some((snapshot, passage, descriptions)),
-                _ => None,
-            });
-        let (snapshot, passage, _) = of_client.clone().next()?;
+        let events = self.events.iter().zip(&self.happened_at).rev();
+        let of_client = events.filter_map(|((_, event), at)| match event {
+            Event::Checkpoint {
+                peer,
+                snapshot,
+                passage,
+                descriptions,
+            } if *peer == PeerId(client as u64) => Some((at, snapshot, passage, descriptions)),
+            _ => None,
+        });
+        let (at, snapshot, passage, _) = of_client.clone().next()?;
         let descriptions = of_client
             .filter_map(|(.., descriptions)| descriptions.clone())
             .next()?;
@@ -224,7 +224,9 @@ impl World {
         let passage = Passage::from_bytes(&passage.as_ref()?.to_bytes()).expect("our own");
         Some(Continuation {
             transport: (**snapshot).clone(),
-            passage: passage.heard_by(LOCAL_OF_MOVED),
+            passage: passage
+                .heard_by(LOCAL_OF_MOVED)
+                .aged(self.now.saturating_duration_since(*at)),
             descriptions: *descriptions,
         })
     }
@@ -365,6 +367,7 @@ impl World {
             transmits.clear();
             while let Some(event) = engine.poll_event() {
                 self.events.push((index, event));
+                self.happened_at.push(self.now);
             }
         }
         for client in &mut self.clients {
