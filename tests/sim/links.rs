@@ -17,6 +17,7 @@ use crate::message::Message;
 use crate::net::End;
 use crate::node::{Claiming, LettingGo};
 use crate::time::{ms, secs};
+use crate::witness::Fact;
 use crate::world::World;
 
 /// Without an answer for so long a link is opened anew.
@@ -337,6 +338,13 @@ impl World {
             && let Body::Data(data) = &mut body
         {
             data.revision = 0;
+        }
+        if let Body::Data(data) = &body {
+            self.fact(&Fact::TakesData {
+                node: id,
+                from,
+                data,
+            });
         }
         let inbound = Inbound {
             from: NodeId(from),

@@ -14,9 +14,15 @@ pub fn line(now: Time, fact: &Fact<'_>) -> Option<String> {
         | Fact::Fed { .. }
         | Fact::Committed { .. }
         | Fact::Watched { .. }
-        | Fact::Read { .. }
-        | Fact::SentData { .. }
-        | Fact::Received { .. } => return None,
+        | Fact::Read { .. } => return None,
+        Fact::TakesData { node, from, data } => {
+            let (sender, sequence) = (&data.from, data.sequence);
+            let of = data.revision;
+            let only = &data.only;
+            format!(
+                "node {node} takes {sequence} of {sender} from node {from}, of revision {of}, {only}"
+            )
+        }
         Fact::FedAnew { node, state, .. } => {
             format!("node {node} begins anew from revision {}", state.revision)
         }

@@ -150,6 +150,12 @@ pub enum Fact<'a> {
         sid: &'a ParticipantSid,
         sequence: u32,
     },
+    /// A node takes a message that another one hands on.
+    TakesData {
+        node: u64,
+        from: u64,
+        data: &'a flotilla_node::mesh::proto::Data,
+    },
     /// A client gets one; `last` is the one before of that sender.
     Received {
         client: usize,

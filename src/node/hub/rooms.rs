@@ -8,9 +8,7 @@ use std::time::{Duration, Instant};
 
 use flotilla_model::State;
 use flotilla_model::event::{Event, RoomEvent};
-use flotilla_model::id::{
-    BootId, Epoch, Identity, NodeId, ParticipantSid, Revision, RoomName, TrackSid,
-};
+use flotilla_model::id::{Epoch, Identity, NodeId, ParticipantSid, Revision, RoomName, TrackSid};
 use flotilla_model::participant::Participant;
 use flotilla_raft::Change;
 use flotilla_signal::data::{Cache, DataOut, Nonces};
@@ -20,6 +18,10 @@ use tokio::sync::oneshot;
 use crate::mesh::{Body, Inbound, proto};
 use crate::session::handover::Checkpoints;
 use crate::session::inbox::{Inbox, Message};
+
+mod replay;
+
+use replay::Origin;
 
 /// Something for another node.
 #[derive(Debug)]
@@ -76,15 +78,14 @@ impl Ahead {
     }
 }
 
-/// Where a message came from: a node, and which start of it. Another start of it has nothing to send again.
-type Origin = (NodeId, BootId);
-
 struct LocalRoom {
     sessions: BTreeMap<ParticipantSid, LocalSession>,
     /// Recent messages of participants here, for those who join anywhere.
     cache: Cache,
     /// Recent messages by where they came from, for those whose home fails.
     moves: BTreeMap<Origin, Cache>,
+    /// Who has moved recently, and when.
+    moved: BTreeMap<Identity, (ParticipantSid, Instant)>,
     /// Highest number of each sender's reliable messages that was passed on.
     passed: BTreeMap<ParticipantSid, u32>,
     nonces: Nonces,
@@ -96,6 +97,7 @@ impl Default for LocalRoom {
             sessions: BTreeMap::new(),
             cache: Cache::for_joins(),
             moves: BTreeMap::new(),
+            moved: BTreeMap::new(),
             passed: BTreeMap::new(),
             nonces: Nonces::default(),
         }
@@ -316,13 +318,12 @@ impl Rooms {
     pub fn pass_on(&mut self, now: Instant, change: &Arc<Change>) {
         let before = std::mem::replace(&mut self.state, change.state.clone());
         for (index, event) in change.events.iter().enumerate() {
-            let Event::Room {
-                room: name,
-                change: event,
-                ..
-            } = event
-            else {
-                continue;
+            let (name, event) = match event {
+                Event::Room { room, change, .. } => (room, change),
+                Event::NodeChanged(node) | Event::NodeRemoved(node) => {
+                    self.replay_forgotten(now, *node, &before);
+                    continue;
+                }
             };
             if let Some(local) = self.rooms.get(name) {
                 for session in local.sessions.values() {
@@ -383,80 +384,6 @@ impl Rooms {
         }
     }
 
-    /// Somebody joined, here or elsewhere: recent messages of participants here are for them too.
-    fn replay(&mut self, now: Instant, name: &RoomName, joined: &Participant) {
-        let is_here = joined.home == self.node;
-        let revision = self.state.revision;
-        let local = if is_here {
-            self.rooms.entry(name.clone()).or_default()
-        } else {
-            match self.rooms.get_mut(name) {
-                Some(local) => local,
-                None => return,
-            }
-        };
-        for message in local.cache.replay(now) {
-            if !message.is_for(&joined.identity) {
-                continue;
-            }
-            if is_here {
-                if let Some(session) = local.sessions.get(&joined.sid) {
-                    session.inbox.deliver(Message::Data(message.clone()));
-                }
-            } else {
-                let data = to_proto(name, message, Some(&joined.sid), revision);
-                self.outgoing.push(Outgoing {
-                    to: joined.home,
-                    body: Body::Data(data),
-                    reliable: true,
-                });
-            }
-        }
-        if let Some(session) = local.sessions.get_mut(&joined.sid) {
-            session.joined = true;
-            session.since = revision;
-        }
-    }
-
-    /// A participant has a new home: what was on its way to the former one is sent again. Sessions
-    /// drop what their client has. From here come the messages of participants here, and those that
-    /// came from a home that its sender has lost as well, be it that its process has started anew since.
-    fn replay_moved(&mut self, now: Instant, name: &RoomName, moved: &Participant, former: NodeId) {
-        let state = self.state.clone();
-        let room = state.rooms.get(name);
-        let Some(local) = self.rooms.get_mut(name) else {
-            return;
-        };
-        let is_here = moved.home == self.node;
-        for ((origin, boot), cache) in &mut local.moves {
-            let has_it_still = boot_of(&state, *origin) == *boot;
-            for message in cache.replay(now) {
-                let sender = room.and_then(|room| room.participants.get(&message.from_identity));
-                let is_ours = *origin == self.node
-                    || *origin == former
-                    || !has_it_still
-                    || sender.is_none_or(|sender| sender.home != *origin);
-                if !is_ours || message.from == moved.sid || !message.is_for(&moved.identity) {
-                    continue;
-                }
-                if !is_here {
-                    let data = to_proto(name, message, Some(&moved.sid), state.revision);
-                    self.outgoing.push(Outgoing {
-                        to: moved.home,
-                        body: Body::Data(data),
-                        reliable: true,
-                    });
-                } else if let Some(session) = local.sessions.get(&moved.sid) {
-                    session.inbox.deliver(Message::Data(message.clone()));
-                }
-            }
-        }
-        if is_here && let Some(session) = local.sessions.get_mut(&moved.sid) {
-            session.joined = true;
-            session.since = state.revision;
-        }
-    }
-
     /// The feed begins, or had a gap: sessions find out by themselves what they missed.
     pub fn restart(&mut self, now: Instant, state: Arc<State>) {
         self.tracks.clear();
@@ -481,31 +408,10 @@ impl Rooms {
         self.checkpoints.retain_present(&state);
         let before = std::mem::replace(&mut self.state, state);
         self.replay_missed(now, &before);
-        self.catch_up(now);
-    }
-
-    /// Whoever joined or moved in a gap of the feed gets what is kept for them, as without the gap.
-    fn replay_missed(&mut self, now: Instant, before: &State) {
-        let state = Arc::clone(&self.state);
-        let names: Vec<RoomName> = self.rooms.keys().cloned().collect();
-        for name in names {
-            let known = before.rooms.get(&name);
-            let Some(room) = state.rooms.get(&name) else {
-                continue;
-            };
-            for participant in room.participants.values() {
-                let former = known
-                    .and_then(|known| known.participants.get(&participant.identity))
-                    .filter(|former| former.sid == participant.sid);
-                match former {
-                    Some(former) if former.epoch != participant.epoch => {
-                        self.replay_moved(now, &name, participant, former.home);
-                    }
-                    Some(_) => {}
-                    None => self.replay(now, &name, participant),
-                }
-            }
+        for node in before.nodes.keys() {
+            self.replay_forgotten(now, *node, &before);
         }
+        self.catch_up(now);
     }
 
     /// Takes data that has waited for this state.
@@ -518,11 +424,6 @@ impl Rooms {
             }
         }
         self.ahead.retain(|_, ahead| !ahead.waiting.is_empty());
-    }
-
-    /// Where a message comes from that is taken now.
-    fn origin(&self, node: NodeId) -> Origin {
-        (node, boot_of(&self.state, node))
     }
 
     fn take_data(&mut self, now: Instant, from: NodeId, data: proto::Data) {
@@ -672,12 +573,6 @@ impl Rooms {
             ..proto::ClaimReply::default()
         }
     }
-}
-
-/// The start of a node that the state knows.
-fn boot_of(state: &State, node: NodeId) -> BootId {
-    let record = state.nodes.get(&node);
-    record.map(|record| record.boot).unwrap_or_default()
 }
 
 /// Other nodes that serve participants of a room who are to get something.

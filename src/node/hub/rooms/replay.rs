@@ -1,0 +1,189 @@
+//! What is sent again to those who join or move.
+//!
+//! ```text
+//! joined ─ replay ───────────── the last moments, from the senders' homes
+//! moved ── replay_moved ─────── what was on its way to the former home, from the senders' homes
+//! a home has forgotten ──────── replay_forgotten: what came from it, from everybody else, to those who moved meanwhile
+//! ```
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use flotilla_model::State;
+use flotilla_model::id::{BootId, NodeId, RoomName};
+use flotilla_model::participant::Participant;
+use flotilla_signal::data::Cache;
+
+use super::{Outgoing, Rooms, to_proto};
+use crate::mesh::Body;
+use crate::session::inbox::Message;
+
+/// Where a message came from: a node, and which start of it. Another start of it has nothing to send again.
+pub(super) type Origin = (NodeId, BootId);
+
+impl Rooms {
+    /// Somebody joined, here or elsewhere: recent messages of participants here are for them too.
+    pub(super) fn replay(&mut self, now: Instant, name: &RoomName, joined: &Participant) {
+        let is_here = joined.home == self.node;
+        let revision = self.state.revision;
+        let local = if is_here {
+            self.rooms.entry(name.clone()).or_default()
+        } else {
+            match self.rooms.get_mut(name) {
+                Some(local) => local,
+                None => return,
+            }
+        };
+        for message in local.cache.replay(now) {
+            if !message.is_for(&joined.identity) {
+                continue;
+            }
+            if is_here {
+                if let Some(session) = local.sessions.get(&joined.sid) {
+                    session.inbox.deliver(Message::Data(message.clone()));
+                }
+            } else {
+                let data = to_proto(name, message, Some(&joined.sid), revision);
+                self.outgoing.push(Outgoing {
+                    to: joined.home,
+                    body: Body::Data(data),
+                    reliable: true,
+                });
+            }
+        }
+        if let Some(session) = local.sessions.get_mut(&joined.sid) {
+            session.joined = true;
+            session.since = revision;
+        }
+    }
+
+    /// A participant has a new home: what was on its way to the former one is sent again. Sessions
+    /// drop what their client has. From here come the messages of participants here, and those that
+    /// came from a home that its sender has lost as well, be it that its process has started anew since.
+    pub(super) fn replay_moved(
+        &mut self,
+        now: Instant,
+        name: &RoomName,
+        moved: &Participant,
+        former: NodeId,
+    ) {
+        let state = self.state.clone();
+        let room = state.rooms.get(name);
+        let Some(local) = self.rooms.get_mut(name) else {
+            return;
+        };
+        local
+            .moved
+            .retain(|_, (_, at)| now.saturating_duration_since(*at) < Cache::MOVE_AGE_MAX);
+        local
+            .moved
+            .insert(moved.identity.clone(), (moved.sid.clone(), now));
+        let is_here = moved.home == self.node;
+        for ((origin, boot), cache) in &mut local.moves {
+            let has_it_still = boot_of(&state, *origin) == *boot;
+            for message in cache.replay(now) {
+                let sender = room.and_then(|room| room.participants.get(&message.from_identity));
+                let is_ours = *origin == self.node
+                    || *origin == former
+                    || !has_it_still
+                    || sender.is_none_or(|sender| sender.home != *origin);
+                if !is_ours || message.from == moved.sid || !message.is_for(&moved.identity) {
+                    continue;
+                }
+                if !is_here {
+                    let data = to_proto(name, message, Some(&moved.sid), state.revision);
+                    self.outgoing.push(Outgoing {
+                        to: moved.home,
+                        body: Body::Data(data),
+                        reliable: true,
+                    });
+                } else if let Some(session) = local.sessions.get(&moved.sid) {
+                    session.inbox.deliver(Message::Data(message.clone()));
+                }
+            }
+        }
+        if is_here && let Some(session) = local.sessions.get_mut(&moved.sid) {
+            session.joined = true;
+            session.since = state.revision;
+        }
+    }
+
+    /// Whoever joined or moved in a gap of the feed gets what is kept for them, as without the gap.
+    pub(super) fn replay_missed(&mut self, now: Instant, before: &State) {
+        let state = Arc::clone(&self.state);
+        let names: Vec<RoomName> = self.rooms.keys().cloned().collect();
+        for name in names {
+            let known = before.rooms.get(&name);
+            let Some(room) = state.rooms.get(&name) else {
+                continue;
+            };
+            for participant in room.participants.values() {
+                let former = known
+                    .and_then(|known| known.participants.get(&participant.identity))
+                    .filter(|former| former.sid == participant.sid);
+                match former {
+                    Some(former) if former.epoch != participant.epoch => {
+                        self.replay_moved(now, &name, participant, former.home);
+                    }
+                    Some(_) => {}
+                    None => self.replay(now, &name, participant),
+                }
+            }
+        }
+    }
+
+    /// What a node had to send again is gone with its process, or cannot be had from it: those who moved since get
+    /// it from here. A node may have been gone for a while before the log says so.
+    pub(super) fn replay_forgotten(&mut self, now: Instant, node: NodeId, before: &State) {
+        let state = Arc::clone(&self.state);
+        let Some(known) = before.nodes.get(&node) else {
+            return;
+        };
+        let has_it_still = state.nodes.get(&node).is_some_and(|record| {
+            record.boot == known.boot && (known.state.is_lost() || !record.state.is_lost())
+        });
+        if has_it_still || node == self.node {
+            return;
+        }
+        for (name, local) in &mut self.rooms {
+            let Some(cache) = local.moves.get_mut(&(node, known.boot)) else {
+                continue;
+            };
+            for message in cache.replay(now) {
+                for (identity, (sid, at)) in &local.moved {
+                    let is_recent = now.saturating_duration_since(*at) < Cache::MOVE_AGE_MAX;
+                    let room = state.rooms.get(name);
+                    let present = room.and_then(|room| room.participants.get(identity));
+                    let Some(present) = present.filter(|present| present.sid == *sid && is_recent)
+                    else {
+                        continue;
+                    };
+                    if message.from == *sid || !message.is_for(identity) {
+                        continue;
+                    }
+                    if present.home != self.node {
+                        let data = to_proto(name, message, Some(sid), state.revision);
+                        self.outgoing.push(Outgoing {
+                            to: present.home,
+                            body: Body::Data(data),
+                            reliable: true,
+                        });
+                    } else if let Some(session) = local.sessions.get(sid) {
+                        session.inbox.deliver(Message::Data(message.clone()));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Where a message comes from that is taken now.
+    pub(super) fn origin(&self, node: NodeId) -> Origin {
+        (node, boot_of(&self.state, node))
+    }
+}
+
+/// The start of a node that the state knows.
+fn boot_of(state: &State, node: NodeId) -> BootId {
+    let record = state.nodes.get(&node);
+    record.map(|record| record.boot).unwrap_or_default()
+}
