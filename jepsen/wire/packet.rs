@@ -33,10 +33,19 @@ pub(crate) enum Meaning {
     Rtp { ssrc: u32, sequence: u16 },
     /// A protected report; the index stands in its last four bytes. Absent if those were not kept.
     Rtcp { ssrc: u32, index: Option<u32> },
-    /// Any other DTLS record.
-    Dtls,
+    /// Any other DTLS record; with its number, if it is protected (RFC 6347 §4.1).
+    Dtls(Option<u64>),
     /// Anything else.
     Other,
+}
+
+/// The number of a protected record within its epoch.
+fn record(bytes: &[u8]) -> Option<u64> {
+    let (epoch, number) = bytes.get(3..11)?.split_first_chunk::<2>()?;
+    let number = number
+        .iter()
+        .fold(0, |sum, byte| sum << 8 | u64::from(*byte));
+    (u16::from_be_bytes(*epoch) > 0).then_some(number)
 }
 
 impl Datagram {
@@ -56,7 +65,7 @@ impl Datagram {
         let bytes = &self.payload[..];
         match *bytes.first()? {
             0..=3 => check(bytes),
-            20..=63 => Some(hello(bytes).unwrap_or(Meaning::Dtls)),
+            20..=63 => Some(hello(bytes).unwrap_or_else(|| Meaning::Dtls(record(bytes)))),
             128..=191 => {
                 let number = |at: usize| -> Option<u32> {
                     Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
@@ -195,7 +204,11 @@ pub(crate) mod tests {
             index: Some(99),
         };
         assert_eq!(meaning(rtcp(7, 99, &[1; 20])), report);
-        assert_eq!(meaning(vec![23, 0xfe, 0xfd]), Meaning::Dtls);
+        assert_eq!(meaning(vec![23, 0xfe, 0xfd]), Meaning::Dtls(None));
+        let mut record = vec![23, 0xfe, 0xfd, 0, 1, 0, 0, 1, 0, 0, 7];
+        assert_eq!(meaning(record.clone()), Meaning::Dtls(Some((1 << 24) + 7)));
+        record[4] = 0;
+        assert_eq!(meaning(record), Meaning::Dtls(None));
         assert_eq!(meaning(vec![]), Meaning::Other);
     }
 

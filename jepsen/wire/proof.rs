@@ -17,9 +17,9 @@
 //!
 //! An address that moves brings a client back to an earlier node within one ICE session: that node is the
 //! newer home then if it begins a step beyond everything that anybody has sent. Its reports may come first, under
-//! an SSRC of its own: the first report of an SSRC says nothing of whose the client is.
+//! an SSRC of its own: reports of an SSRC that nobody had used say nothing of whose the client is.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use serde::Serialize;
@@ -32,6 +32,9 @@ const TOLD_MAX: usize = 20;
 /// A newer home begins 2^13 indices beyond the older one's media, and further beyond its reports; half of
 /// that tells whose packet one is. Losses do not come to that much at once.
 const LENT_STEP: u64 = 1 << 12;
+
+/// The same for DTLS records, of which a newer home leaves out 2^24.
+const RECORD_STEP: u64 = 1 << 23;
 
 /// What the captures of a run showed.
 #[derive(Clone, Default, Debug, Serialize)]
@@ -105,6 +108,10 @@ pub(crate) struct Proof {
     tenures: HashMap<Ipv4Addr, (Tenure, Vec<Hardware>)>,
     /// Highest index that a node sent of a stream itself, and the first that it passed on.
     reach: HashMap<(Hardware, Generation, Stream), Reach>,
+    /// Highest DTLS record to a client's address.
+    records: HashMap<SocketAddrV4, u64>,
+    /// Streams of reports by the node that sent them first.
+    newcomers: HashSet<(Hardware, Generation, Stream)>,
     /// By which nodes paths to a client are lent, since which datagram.
     lenders: HashMap<(Hardware, Ipv4Addr), u64>,
 }
@@ -132,6 +139,8 @@ impl Proof {
             sessions: HashMap::new(),
             tenures: HashMap::new(),
             reach: HashMap::new(),
+            records: HashMap::new(),
+            newcomers: HashSet::new(),
             lenders: HashMap::new(),
         }
     }
@@ -150,13 +159,24 @@ impl Proof {
             (Meaning::Hello(random), false) => self.hello(datagram.from, random),
             (Meaning::Rtp { ssrc, sequence }, true) => self.media(datagram, ssrc, sequence),
             (Meaning::Rtcp { ssrc, index }, true) => self.report(datagram, ssrc, index),
-            (Meaning::Dtls, true) => {
-                let lends = (datagram.hardware, *datagram.to.ip());
-                if !self.lenders.contains_key(&lends) {
-                    self.held_by(datagram);
-                }
-            }
+            (Meaning::Dtls(record), true) => self.record(datagram, record),
             _ => {}
+        }
+    }
+
+    fn record(&mut self, datagram: &Datagram, record: Option<u64>) {
+        let client = *datagram.to.ip();
+        let lends = (datagram.hardware, client);
+        if let Some(record) = record {
+            let highest = self.records.entry(datagram.to).or_insert(record);
+            let is_step = record >= *highest + RECORD_STEP;
+            *highest = (*highest).max(record);
+            if is_step && !self.begins(client, datagram.hardware) {
+                self.lenders.entry(lends).or_insert(self.datagrams);
+            }
+        }
+        if !self.lenders.contains_key(&lends) {
+            self.held_by(datagram);
         }
     }
 
@@ -177,6 +197,7 @@ impl Proof {
             return;
         }
         self.findings.generations += 1;
+        self.records.remove(&client);
         let generation = self.begin();
         self.generations.insert(client, (generation, Some(random)));
     }
@@ -207,8 +228,13 @@ impl Proof {
         };
         let stream = Stream::Rtcp(ssrc);
         let generation = self.generation(datagram, stream);
-        let is_new = !self.highest.contains_key(&(generation, stream));
-        if !self.is_lent(datagram, generation, stream, index.into()) && !is_new {
+        let key = (datagram.hardware, generation, stream);
+        if !self.highest.contains_key(&(generation, stream)) {
+            self.newcomers.insert(key);
+        }
+        if !self.is_lent(datagram, generation, stream, index.into())
+            && !self.newcomers.contains(&key)
+        {
             self.held_by(datagram);
         }
         self.note(generation, stream, u64::from(index), datagram);

@@ -272,3 +272,35 @@ fn a_node_that_has_lent_a_path_and_has_the_client_again_is_its_home() {
     let found = run(wire.concat());
     assert_eq!((found.older_after_newer, found.lent), (4, 50), "{found:?}");
 }
+
+#[test]
+fn records_and_reports_tell_a_moved_address_too() {
+    let as_node = |node: u8, mut datagram: Datagram| {
+        datagram.hardware = Hardware([2, 0, 0, 0, 0, node]);
+        datagram
+    };
+    let record = |number: u64| {
+        let mut bytes = vec![23, 0xfe, 0xfd, 0, 1];
+        bytes.extend(&number.to_be_bytes()[2..]);
+        datagram(1.0, 2, 5001, true, bytes)
+    };
+    let mut wire = connect(1, 5000, "a:x", Some(1));
+    wire.extend(media(1, 5000, 7, 0..100));
+    wire.extend(connect(2, 5001, "b:y", None));
+    wire.extend(media(2, 5001, 7, 200..300));
+    wire.push(record(5));
+    // The second node's address comes to the first.
+    let mut taken = wire.clone();
+    for index in 1..3 {
+        taken.push(as_node(
+            1,
+            datagram(1.0, 2, 5001, true, rtcp(9, index, &[1; 20])),
+        ));
+    }
+    taken.push(as_node(1, record((1 << 24) + 6)));
+    let found = run(taken);
+    assert!(found.hold(), "{found:?}");
+    assert_eq!(found.moves, 2);
+    wire.push(as_node(1, record(6)));
+    assert_eq!(run(wire).older_after_newer, 1);
+}
