@@ -377,6 +377,12 @@ impl Lapsed {
     }
 }
 
+/// How much later than it should be it is, when a turn begins: counted from when the one before looked at
+/// the clock, wherever the thread was stopped since. `wait` was asked for in between.
+fn lateness(turned: Instant, wait: Option<Duration>, now: Instant) -> Duration {
+    now.saturating_duration_since(turned + wait.unwrap_or_default())
+}
+
 impl Shard {
     fn run(mut self) {
         let span = tracing::info_span!("shard", shard = self.index);
@@ -427,11 +433,9 @@ impl Shard {
     fn turns(&mut self, engine: &mut Engine) -> io::Result<()> {
         loop {
             let wait = self.wait_time(engine);
-            let slept = Instant::now();
             self.socket.wait(&self.beside, wait)?;
             let now = Instant::now();
-            let due = wait.map_or(slept, |wait| slept + wait);
-            self.check_lease(now, now.saturating_duration_since(due));
+            self.check_lease(now, lateness(self.turned, wait, now));
             if !self.take_orders(now, engine) {
                 return Ok(());
             }
@@ -509,7 +513,7 @@ impl Shard {
     }
 
     /// Looked at before anything is received or sent, so that a process that was stopped knows.
-    /// `late`: how much later than asked the thread woke up.
+    /// `late`: how much later this is than it should be.
     fn check_lease(&mut self, now: Instant, late: Duration) {
         self.turned = now;
         if self.lease.holds(now) {
@@ -668,8 +672,11 @@ impl Shard {
             self.metrics.datagrams_fenced.inc_by(held_back as u64);
         }
         for socket in std::iter::once(&mut self.socket).chain(&mut self.beside) {
-            let lease = &self.lease;
-            let sent = socket.send_while(queue, &|| !is_held || lease.holds(Instant::now()));
+            let (lease, turned) = (&self.lease, self.turned);
+            let sent = socket.send_while(queue, &|| {
+                let now = Instant::now();
+                lease.holds(now) || !is_held && lateness(turned, None, now) <= STOPPED
+            });
             self.metrics.datagrams_sent.inc_by(sent.sent as u64);
             self.metrics.send_calls.inc_by(sent.calls as u64);
             if sent.dropped > 0 {

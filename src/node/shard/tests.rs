@@ -70,3 +70,24 @@ fn what_waited_while_the_process_was_stopped_is_no_sign_of_life() {
     lapsed.hear(late + WAKING, client);
     assert!(!lapsed.serves(late + WAKING, client));
 }
+
+#[test]
+fn a_thread_that_was_stopped_anywhere_in_its_turn_is_late() {
+    let turned = Instant::now();
+    let (wait, stopped) = (Duration::from_millis(20), Duration::from_secs(1));
+    // While it waited, and on its way there: then the engine's deadline had passed, and it asked for none.
+    assert_eq!(
+        lateness(turned, Some(wait), turned + wait + stopped),
+        stopped
+    );
+    assert_eq!(
+        lateness(turned, Some(Duration::ZERO), turned + stopped),
+        stopped
+    );
+    assert_eq!(
+        lateness(turned, Some(wait), turned + wait / 2),
+        Duration::ZERO
+    );
+    // Nothing was to wake it: whether it was stopped cannot be told, so it is taken to have been.
+    assert_eq!(lateness(turned, None, turned + stopped), stopped);
+}
