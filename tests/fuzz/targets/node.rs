@@ -200,15 +200,15 @@ impl Here {
                 self.rooms.receive(self.now, Inbound { from, body });
             }
             5 => {
-                let sid = sid(*draw.pick(&NAMES));
+                let sid = sid(NAMES[draw.number(NAMES.len())]);
                 let _ = self.rooms.held(self.now, &"r".into(), &sid);
             }
             6 => {
-                let name = *draw.pick(&NAMES);
+                let name = NAMES[draw.number(NAMES.len())];
                 self.join(name, 1 + draw.number(3) as u64);
             }
             7 => {
-                let name = *draw.pick(&NAMES);
+                let name = NAMES[draw.number(NAMES.len())];
                 self.apply(Command::Leave {
                     room: "r".into(),
                     identity: name.into(),
@@ -234,7 +234,7 @@ impl Here {
         Data {
             room: "r".to_owned(),
             channel: u32::from(draw.byte() % 4),
-            from: sid(*draw.pick(&NAMES)).to_string(),
+            from: sid(NAMES[draw.number(NAMES.len())]).to_string(),
             from_identity: draw.text(),
             destinations: (0..draw.number(3)).map(|_| draw.text()).collect(),
             sequence: u32::from(draw.byte()),
