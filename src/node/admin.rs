@@ -43,6 +43,9 @@ mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
 
+#[cfg(feature = "fuzzing")]
+pub use page::check_page;
+
 /// Generated from `proto/admin.proto`, which documents it.
 #[expect(missing_docs, reason = "generated code")]
 pub mod proto {

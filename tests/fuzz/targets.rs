@@ -25,6 +25,8 @@ use flotilla_signal::{connect, room_service, token, wire};
 mod draw;
 #[path = "targets/engine.rs"]
 mod engine_play;
+#[path = "targets/node.rs"]
+mod node;
 #[path = "targets/relay.rs"]
 mod relay;
 #[path = "targets/requests.rs"]
@@ -61,6 +63,9 @@ pub(crate) const TARGETS: &[Target] = &[
     ("relay_packet", relay::sealed),
     ("store", store::run),
     ("raft_wire", flotilla_raft::check_wire),
+    ("configuration", node::configuration),
+    ("mesh", node::mesh),
+    ("admin_page", flotilla_node::admin::check_page),
 ];
 
 /// The target of this name.

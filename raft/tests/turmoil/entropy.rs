@@ -38,6 +38,17 @@ pub(crate) fn end_with_parent() {
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
 }
 
+/// Ends this process when it has used this much processor time: a loop without a pause has no end in a
+/// simulation, whose clock stands still meanwhile.
+pub(crate) fn limit_processor_time(most: Duration) {
+    let limit = libc::rlimit {
+        rlim_cur: most.as_secs(),
+        rlim_max: most.as_secs(),
+    };
+    // SAFETY: the kernel reads one limit from where `limit` is.
+    unsafe { libc::setrlimit(libc::RLIMIT_CPU, &raw const limit) };
+}
+
 /// Processor time of this process, which the simulation does not touch.
 pub(crate) fn processor_time() -> Duration {
     kernel_time(libc::CLOCK_PROCESS_CPUTIME_ID)

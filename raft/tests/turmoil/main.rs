@@ -91,6 +91,7 @@ fn main() -> ExitCode {
 /// One seed, here and now. Prints a report that [`sweep`] reads.
 fn simulate(seed: u64, options: &Options) -> ExitCode {
     entropy::end_with_parent();
+    entropy::limit_processor_time(sweep::PROCESSOR_MAX);
     entropy::begin(seed);
     let trace = match Trace::new(options.trace.as_deref()) {
         Ok(trace) => trace,

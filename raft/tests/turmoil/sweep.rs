@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
 use std::io::Read as _;
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
@@ -13,8 +14,11 @@ use serde::{Deserialize, Serialize};
 use crate::Options;
 use crate::world::Outcome;
 
-/// Longest time that a seed may take; a simulation that does not end is a failure.
-const PATIENCE: Duration = Duration::from_secs(600);
+/// Longest processor time that a seed may take: a hundred times what they take. A simulation that does not
+/// end is a failure.
+pub(crate) const PROCESSOR_MAX: Duration = Duration::from_secs(300);
+/// Longest time that a seed may take on a machine that has other things to do.
+const PATIENCE: Duration = Duration::from_secs(3600);
 /// Simulated seconds of the run that is done twice with every log line compared.
 const TWICE_SECONDS: u64 = 12;
 /// Log lines it has to have at least, or it proves little.
@@ -273,7 +277,12 @@ fn child(seed: u64, seconds: u64, options: &Options, more: &[&str]) -> Report {
     let report = text
         .lines()
         .find_map(|line| serde_json::from_str(line).ok());
-    report.unwrap_or_else(|| failed(format!("{status}: {}", complaints.trim())))
+    report.unwrap_or_else(|| match status.signal() {
+        Some(libc::SIGKILL | libc::SIGXCPU) => failed(format!(
+            "ended by {status}; it may use {PROCESSOR_MAX:?} of processor time"
+        )),
+        _ => failed(format!("{status}: {}", complaints.trim())),
+    })
 }
 
 /// Prints what came of it; whether nothing was violated, and enough happened to mean something.

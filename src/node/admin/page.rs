@@ -78,6 +78,63 @@ fn decode(token: &str) -> Result<Vec<String>, Status> {
     Ok(text.split(SEPARATOR).map(str::to_owned).collect())
 }
 
+/// Reads what says which page is asked for, and follows the tokens to the end: for the fuzz target
+/// `admin_page`. The first byte says how many entries there are.
+///
+/// # Panics
+/// If an entry after the beginning is left out, or comes twice or out of order.
+#[cfg(feature = "fuzzing")]
+pub fn check_page(bytes: &[u8]) {
+    let Some((count, bytes)) = bytes.split_first() else {
+        return;
+    };
+    let Ok(page) = proto::Page::decode(bytes) else {
+        return;
+    };
+    let Ok(first) = Pager::new(Some(&page)) else {
+        return;
+    };
+    let names: Vec<String> = (0..*count).map(|n| format!("{:02x}", n / 2)).collect();
+    let keys = || {
+        names
+            .iter()
+            .enumerate()
+            .map(|(n, name)| vec![name.clone(), format!("{n:03}")])
+    };
+    let parts = |key: &[String]| [key[0].clone(), key[1].clone()];
+    let wanted: Vec<_> = keys()
+        .filter(|key| first.is_after(&[&key[0], &key[1]]))
+        .map(|key| parts(&key))
+        .collect();
+    let (mut listed, mut pager) = (Vec::new(), first);
+    loop {
+        let rest = keys().filter(|key| pager.is_after(&[&key[0], &key[1]]));
+        let rest = rest.map(|key| {
+            let room = proto::Room {
+                name: key[0].clone(),
+                sid: key[1].clone(),
+                ..proto::Room::default()
+            };
+            (key, room)
+        });
+        let (taken, token) = pager.take(rest);
+        assert!(
+            token.is_empty() || !taken.is_empty(),
+            "no page is empty but the last"
+        );
+        listed.extend(taken.into_iter().map(|room| [room.name, room.sid]));
+        if token.is_empty() {
+            break;
+        }
+        let next = proto::Page {
+            size: page.size,
+            token,
+        };
+        pager = Pager::new(Some(&next)).expect("our own token");
+    }
+    assert_eq!(listed, wanted);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
