@@ -1,9 +1,9 @@
 //! I11: numbered messages of a sender reach everybody who was there, without a gap and in order, whatever
 //! becomes of homes on the way.
 //!
-//! Three limits of the promise are left out: messages are kept for twenty seconds for those who are away, what a
-//! former home that slept hands on late may come to somebody who has just joined, and what is kept for those who move is not waited for by newer messages, so that a
-//! way between nodes that was cut until a moment ago can leave a gap.
+//! Three limits of the promise are left out: messages are kept for twenty seconds for those who are away; what a former
+//! home that slept hands on late may come to somebody who has just joined; and what is kept for those who move is waited
+//! for only for a moment, so that a way between nodes that was cut until a moment ago can leave a gap.
 
 use std::collections::BTreeMap;
 
