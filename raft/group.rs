@@ -29,11 +29,11 @@ use crate::incarnation;
 use crate::machine::{Machine, Progress};
 use crate::network::{Addresses, Network};
 use crate::pending::{Item, PENDING_MAX, Pending};
-use crate::proposer::{COMMAND_MAX, Driver, Leader, Stamp};
+use crate::proposer::{COMMAND_MAX, Driver, Leader, Stamp, Verdict, append};
 use crate::reader::{READS_MAX, Reader, Waiting};
 use crate::status::StateHash;
 use crate::stop::stopped;
-use crate::types::{Member, Metrics, Raft, TypeConfig};
+use crate::types::{Batch, Member, Metrics, Raft, TypeConfig};
 
 /// How long a stopping leader waits for another to take over.
 const HANDOVER: Duration = Duration::from_millis(1500);
@@ -248,11 +248,30 @@ impl Group {
         command: Command,
         deadline: Duration,
     ) -> Result<Reply, ProposeError> {
-        self.propose_item(request, command, None, deadline).await
+        let item = self.item(request, command)?;
+        let core = &self.core;
+        let Some(mut ticket) = core.pending.register(&item) else {
+            return Err(ProposeError::Overloaded);
+        };
+        if ticket.first {
+            core.queue.try_send(item).map_err(|error| match error {
+                mpsc::error::TrySendError::Full(_) => ProposeError::Overloaded,
+                mpsc::error::TrySendError::Closed(_) => ProposeError::Stopped,
+            })?;
+        }
+        match timeout(deadline, &mut ticket.answer).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(ProposeError::Stopped),
+            Err(_) if ticket.is_uncertain() => Err(core.unconfirmed(deadline)),
+            Err(_) => Err(ProposeError::NoLeader {
+                waited: deadline,
+                reason: core.situation(),
+            }),
+        }
     }
 
-    /// [`Group::propose`] of what only the leader of a term may say, by what it sees at that time: nothing is
-    /// taken to another leader.
+    /// [`Group::propose`] of what only the leader of a term may say, by what it sees at that time: it goes into
+    /// this node's log before anything that waits here or comes later, and to no other leader.
     ///
     /// # Errors
     /// As [`Group::propose`]; [`ProposeError::NoLeader`] at once where this node does not lead in `term`.
@@ -262,18 +281,42 @@ impl Group {
         request: RequestId,
         command: Command,
     ) -> Result<Reply, ProposeError> {
-        let deadline = self.core.config.propose_timeout;
-        self.propose_item(request, command, Some(term), deadline)
-            .await
+        let item = self.item(request, command)?;
+        let core = &self.core;
+        let waited = core.config.propose_timeout;
+        let not_here = || ProposeError::NoLeader {
+            waited: Duration::ZERO,
+            reason: format!(
+                "this node does not lead in term {term}; {}",
+                core.situation()
+            ),
+        };
+        let is_now = core.raft.metrics().borrow_watched().current_term == term;
+        if !is_now || core.leader() != Leader::This {
+            return Err(not_here());
+        }
+        let Some(mut ticket) = core.pending.register(&item) else {
+            return Err(ProposeError::Overloaded);
+        };
+        let batch = Batch {
+            at: core.stamp.next(core.history.applied().at),
+            commands: vec![item.command],
+        };
+        let written = async {
+            match append(&core.raft, batch).await.await {
+                Verdict::Applied => (&mut ticket.answer)
+                    .await
+                    .unwrap_or(Err(ProposeError::Stopped)),
+                Verdict::Refused | Verdict::Invalid(_) => Err(not_here()),
+                Verdict::Unknown => Err(core.unconfirmed(Duration::ZERO)),
+            }
+        };
+        let written = timeout(waited, written).await;
+        written.unwrap_or_else(|_| Err(core.unconfirmed(waited)))
     }
 
-    async fn propose_item(
-        &self,
-        request: RequestId,
-        command: Command,
-        only_in: Option<u64>,
-        deadline: Duration,
-    ) -> Result<Reply, ProposeError> {
+    /// A command as it goes into the log.
+    fn item(&self, request: RequestId, command: Command) -> Result<Item, ProposeError> {
         // What is old here says less than what holds: the version never falls.
         let state = self.state();
         let command = command.worded_for(state.log_version());
@@ -297,33 +340,7 @@ impl Group {
                 max: COMMAND_MAX,
             });
         }
-        let core = &self.core;
-        let item = Item {
-            request,
-            command,
-            only_in,
-        };
-        let Some(mut ticket) = core.pending.register(&item) else {
-            return Err(ProposeError::Overloaded);
-        };
-        if ticket.first {
-            core.queue.try_send(item).map_err(|error| match error {
-                mpsc::error::TrySendError::Full(_) => ProposeError::Overloaded,
-                mpsc::error::TrySendError::Closed(_) => ProposeError::Stopped,
-            })?;
-        }
-        match timeout(deadline, &mut ticket.answer).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(ProposeError::Stopped),
-            Err(_) if ticket.is_uncertain() => Err(ProposeError::Timeout {
-                waited: deadline,
-                reason: core.situation(),
-            }),
-            Err(_) => Err(ProposeError::NoLeader {
-                waited: deadline,
-                reason: core.situation(),
-            }),
-        }
+        Ok(Item { request, command })
     }
 
     /// A state that has everything in it that was acknowledged anywhere before this call.
@@ -490,6 +507,13 @@ impl Core {
 
     pub(crate) fn metrics(&self) -> Metrics {
         self.raft.metrics().borrow_watched().clone()
+    }
+
+    fn unconfirmed(&self, waited: Duration) -> ProposeError {
+        ProposeError::Timeout {
+            waited,
+            reason: self.situation(),
+        }
     }
 
     pub(crate) fn leader(&self) -> Leader {

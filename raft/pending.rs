@@ -29,8 +29,6 @@ type Answer = Result<Reply, ProposeError>;
 pub(crate) struct Item {
     pub(crate) request: RequestId,
     pub(crate) command: Bytes,
-    /// Only this node as the leader of this term may put it into the log.
-    pub(crate) only_in: Option<u64>,
 }
 
 #[derive(Default)]
@@ -169,8 +167,6 @@ impl Pending {
                 Item {
                     request: *request,
                     command: entry.command.clone(),
-                    // It is in the log already.
-                    only_in: None,
                 }
             })
             .collect()
@@ -220,7 +216,6 @@ mod tests {
         Item {
             request: RequestId(n),
             command: Bytes::from_static(b"c"),
-            only_in: None,
         }
     }
 

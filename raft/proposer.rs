@@ -260,10 +260,6 @@ impl Running {
     }
 
     async fn send(&mut self, items: Vec<Item>) {
-        let items = self.still_allowed(items);
-        if items.is_empty() {
-            return;
-        }
         let commands: Vec<Bytes> = items.iter().map(|item| item.command.clone()).collect();
         match &self.leader {
             Leader::Unknown => self.settle(Settled {
@@ -298,24 +294,6 @@ impl Running {
                 }));
             }
         }
-    }
-
-    /// Items without those that belong to a term in which this node does not lead any more; nobody waits for
-    /// these in vain.
-    fn still_allowed(&self, items: Vec<Item>) -> Vec<Item> {
-        if items.iter().all(|item| item.only_in.is_none()) {
-            return items;
-        }
-        let leads = self.leader == Leader::This;
-        let term = self.driver.raft.metrics().borrow_watched().current_term;
-        let is_over = |item: &Item| item.only_in.is_some_and(|of| !leads || of != term);
-        let (over, allowed): (Vec<_>, Vec<_>) = items.into_iter().partition(is_over);
-        let error = ProposeError::NoLeader {
-            waited: Duration::ZERO,
-            reason: format!("this node does not lead in that term any more, now it is {term}"),
-        };
-        self.driver.pending.fail(&over, &error);
-        allowed
     }
 
     fn settle(&mut self, settled: Settled) {

@@ -87,6 +87,8 @@ pub struct Client {
     pub unwell_since: Option<Time>,
     /// Since when all is well.
     pub well_since: Time,
+    /// Since when it was not, before that.
+    pub unwell_from: Time,
     /// It gave its session up, or was told to.
     pub gave_up: bool,
     /// Its tracks.
@@ -127,6 +129,7 @@ impl Client {
             wants_in: true,
             unwell_since: Some(Time(0)),
             well_since: Time(0),
+            unwell_from: Time(0),
             gave_up: false,
             tracks: BTreeMap::new(),
             sent: Vec::new(),
@@ -198,6 +201,16 @@ impl Client {
     pub fn hears(&mut self, now: Time, association: Association, track: &TrackSid) {
         if self.association == Some(association) {
             self.heard.insert(track.clone(), now);
+        }
+    }
+
+    /// For how long it was unwell last, if it still is or was a moment ago.
+    fn away(&self, now: Time) -> u64 {
+        const MOMENT: u64 = secs(5);
+        match self.unwell_since {
+            Some(since) => now - since,
+            None if now - self.well_since < MOMENT => self.well_since - self.unwell_from,
+            None => 0,
         }
     }
 
@@ -598,6 +611,7 @@ impl World {
         }
         client.received.insert(sender.clone(), packet.sequence);
         let own = client.sid.clone();
+        let away = client.away(self.now);
         self.mark(u64::from(packet.sequence) << 8 | number as u64);
         if let Some(own) = own {
             self.fact(&Fact::Received {
@@ -606,6 +620,7 @@ impl World {
                 sender: &sender,
                 sequence: packet.sequence,
                 last,
+                away,
             });
         }
     }
@@ -705,8 +720,9 @@ impl World {
         let client = &mut self.clients[number];
         let well = reaches && client.is_in();
         if well {
-            if client.unwell_since.take().is_some() {
+            if let Some(since) = client.unwell_since.take() {
                 client.well_since = now;
+                client.unwell_from = since;
             }
         } else {
             client.unwell_since.get_or_insert(now);

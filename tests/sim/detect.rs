@@ -420,7 +420,6 @@ impl World {
 
     /// The log has been read on the way back.
     pub fn return_read(&mut self, id: u64, done: bool) {
-        let now = self.now;
         let state = Arc::clone(self.node(id).replica.state());
         let process = self.process(id);
         if !done {
@@ -428,12 +427,27 @@ impl World {
             return;
         }
         match way_back(&state, NodeId(id), process.boot, process.open) {
-            WayBack::Serve => process.returning = Return::Strays(now),
+            WayBack::Serve => {
+                self.propose(id, Command::Expire, Waiter::Barrier);
+            }
             WayBack::Wait => self.return_fails(id),
             WayBack::Register => {
                 let record = process.record.clone();
                 self.propose(id, Command::PutNode(record), Waiter::Return);
             }
+        }
+    }
+
+    /// Nothing is on its way into the log any more that the read did not show.
+    pub fn return_written(&mut self, id: u64, done: bool) {
+        let now = self.now;
+        let state = Arc::clone(self.node(id).replica.state());
+        let process = self.process(id);
+        let way = way_back(&state, NodeId(id), process.boot, process.open);
+        if done && way == WayBack::Serve {
+            process.returning = Return::Strays(now);
+        } else {
+            self.return_fails(id);
         }
     }
 

@@ -79,6 +79,8 @@ pub enum Waiter {
     Register,
     /// The way back to a lease.
     Return,
+    /// That nothing is on its way into the log before it.
+    Barrier,
     /// A verdict about this node.
     Verdict(NodeId),
     /// An orphan's leaving.
@@ -576,6 +578,7 @@ impl World {
             Waiter::Session(key) => self.session_decided(id, key, request, result),
             Waiter::Register => self.process(id).registered = result.is_ok(),
             Waiter::Return => self.return_registered(id, result.is_ok()),
+            Waiter::Barrier => self.return_written(id, result.is_ok()),
             Waiter::Verdict(suspect) => self.process(id).judge.settled(suspect),
             Waiter::Expire => self.process(id).expiring = false,
             Waiter::Admin(operation) => self.admin_decided(operation, &result),

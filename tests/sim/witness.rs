@@ -156,13 +156,15 @@ pub enum Fact<'a> {
         from: u64,
         data: &'a flotilla_node::mesh::proto::Data,
     },
-    /// A client gets one; `last` is the one before of that sender.
+    /// A client gets one; `last` is the one before of that sender; `away` for how long it was unwell last, if that
+    /// was a moment ago.
     Received {
         client: usize,
         own: &'a ParticipantSid,
         sender: &'a ParticipantSid,
         sequence: u32,
         last: Option<u32>,
+        away: u64,
     },
     /// A look at the whole, several times a second: for how long there has been a majority that can talk, and
     /// nobody of it leads.

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use flotilla_model::cluster::Node;
+use flotilla_model::command::Command;
 use flotilla_raft::Group;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -22,6 +23,7 @@ use super::lease::Lease;
 use super::register;
 use crate::hub::Hub;
 use crate::mesh::{Ailing, Mesh};
+use crate::session::new_request;
 use crate::telemetry::Metrics;
 
 /// How often the lease is renewed. Well below the bound, or a late task costs the lease.
@@ -179,7 +181,11 @@ impl WayBack {
         };
         let is_open = self.open.load(Ordering::Relaxed);
         match guard::way_back(&state, self.record.id, self.record.boot, is_open) {
-            guard::WayBack::Serve => {}
+            guard::WayBack::Serve => {
+                if !self.is_still_to_serve().await {
+                    return false;
+                }
+            }
             guard::WayBack::Wait => return false,
             guard::WayBack::Register => {
                 if let Err(reason) = register::attempt(&self.group, &self.record).await {
@@ -191,6 +197,20 @@ impl WayBack {
         }
         self.await_strays().await;
         true
+    }
+
+    /// Whether no verdict on this node was on its way into the log while it was read: what this node writes now
+    /// comes after it, and whoever leads has heard this node before, so that no other follows.
+    async fn is_still_to_serve(&self) -> bool {
+        let written = self.group.propose(new_request(), Command::Expire).await;
+        if let Err(error) = written {
+            debug!(%error, "the log takes nothing; the lease stays lapsed");
+            return false;
+        }
+        let is_open = self.open.load(Ordering::Relaxed);
+        let state = self.group.state();
+        let way = guard::way_back(&state, self.record.id, self.record.boot, is_open);
+        way == guard::WayBack::Serve
     }
 
     /// Sessions of participants that belong elsewhere by now must not send once the lease holds. Looks at the

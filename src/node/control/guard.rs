@@ -97,7 +97,9 @@ impl Guard {
         let cause = LossCause::Stalled;
         let was_unwell = own.is_some_and(|own| own.state == NodeState::Lost { cause });
         let mut lapsed = None;
-        if is_lost || self.is_unwell(now, ailment) {
+        // Also while it is taken for lost: it comes back as soon as it is well.
+        let is_unwell = self.is_unwell(now, ailment);
+        if is_lost || is_unwell {
             if self.keeper.give_up() {
                 lapsed = Some(if is_lost { "taken for lost" } else { "unwell" });
             }

@@ -407,6 +407,9 @@ impl Rooms {
         }
         self.checkpoints.retain_present(&state);
         let before = std::mem::replace(&mut self.state, state);
+        let state = Arc::clone(&self.state);
+        self.rooms
+            .retain(|name, local| !local.sessions.is_empty() || state.rooms.contains_key(name));
         self.replay_missed(now, &before);
         for node in before.nodes.keys() {
             self.replay_forgotten(now, *node, &before);
@@ -428,7 +431,13 @@ impl Rooms {
 
     fn take_data(&mut self, now: Instant, from: NodeId, data: proto::Data) {
         let origin = self.origin(from);
-        let Some(local) = self.rooms.get_mut(&RoomName(data.room.clone())) else {
+        let name = RoomName(data.room.clone());
+        // Whoever is at home here and has not come yet may have to go on elsewhere: what is meant for them is kept.
+        let room = self.state.rooms.get(&name);
+        if room.is_some_and(|room| room.homes.contains_key(&self.node)) {
+            self.rooms.entry(name.clone()).or_default();
+        }
+        let Some(local) = self.rooms.get_mut(&name) else {
             return;
         };
         let only = (!data.only.is_empty()).then(|| ParticipantSid(data.only.clone()));

@@ -55,7 +55,13 @@ impl Invariant for Reached {
                 ));
             }
             if !world.may_send(node.id) {
-                return Err(format!("node {} does not serve", node.id));
+                let process = node.process.as_ref();
+                let way = process.map(|process| (process.returning, process.reads.len()));
+                return Err(format!(
+                    "node {} does not serve: it follows {:?}, way back and reads: {way:?}",
+                    node.id,
+                    node.replica.leader()
+                ));
             }
         }
         let newest = present().max_by_key(|node| node.replica.applied());

@@ -1,6 +1,7 @@
 //! A node that its leader hears by way of another one only.
 
 use flotilla_model::State;
+use flotilla_model::command::Command;
 
 use super::super::testing::World;
 use super::*;
@@ -67,4 +68,54 @@ fn contact_with_the_leader_may_lead_by_way_of_another() {
     assert!(matches!(look(LOST_AFTER, None), Deed::Lapsed(_)));
     let late = Some(LOST_AFTER - BOUND);
     assert!(matches!(look(LOST_AFTER, late), Deed::Lapsed(_)));
+}
+
+/// A node is unwell, others take it for lost, and it is well again: it comes back, later where it was handed over for
+/// being unwell.
+#[test]
+fn whoever_is_well_again_comes_back() {
+    for (cause, after) in [
+        (LossCause::Unreachable, Duration::from_millis(50)),
+        (LossCause::Stalled, WELL_FOR),
+    ] {
+        let start = Instant::now();
+        let (leader, other) = (NodeId(1), NodeId(3));
+        let voters = BTreeSet::from([leader, NodeId(2), other]);
+        let mut world = World::new();
+        let config = GuardConfig {
+            node: NodeId(2),
+            boot: BootId(1),
+            bound: BOUND,
+            lost_after: LOST_AFTER,
+        };
+        let mut guard = Guard::new(config, Lease::new(start), start);
+        let signs = |at: Instant| {
+            let mut signs = SignBook::default();
+            for node in [leader, other] {
+                signs.insert(node, start);
+                signs.answered(node, BootId(1), at, Ailment::None, at);
+            }
+            signs
+        };
+        let held = signs(start);
+        guard.look(&view(start, &held, &voters, &world.state), Ailment::None);
+        assert!(guard.returned(&view(start, &held, &voters, &world.state)));
+        let unwell = guard.look(&view(start, &held, &voters, &world.state), Ailment::Disk);
+        assert_eq!(unwell, Deed::None, "not for long yet");
+        world.apply(Command::NodeLost {
+            node: NodeId(2),
+            boot: BootId(1),
+            cause,
+        });
+        let lost = guard.look(&view(start, &held, &voters, &world.state), Ailment::Disk);
+        assert!(matches!(lost, Deed::Lapsed(_)), "{lost:?}");
+        let look = |guard: &mut Guard, at: Instant| {
+            guard.look(&view(at, &signs(at), &voters, &world.state), Ailment::None)
+        };
+        let first = look(&mut guard, start);
+        let later = look(&mut guard, start + after);
+        assert_eq!(later, Deed::Read, "{cause:?}");
+        let at_once = cause == LossCause::Unreachable;
+        assert_eq!(first == Deed::Read, at_once, "{cause:?}: {first:?}");
+    }
 }
