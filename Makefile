@@ -34,7 +34,7 @@ sim: ## simulated clusters: SEEDS=2000 of them from FROM=0 on, or HOURS=300 of s
 	cargo run --release --package sim --bin sim -- --from $(or $(FROM),0) --seeds $(or $(SEEDS),2000) \
 		$(if $(HOURS),--hours $(HOURS)) $(if $(PLAN),--plan $(PLAN)) $(SIM_ARGS)
 
-sim-test: ## the simulator's part of make test: 500 seeds, four of them twice, plans of old bugs, planted bugs
+sim-test: ## 500 seeds, four of them twice, plans of old bugs, planted bugs
 	cargo test --workspace --test sim
 
 sim-bugs: ## the simulator's planted bugs: which invariant catches each, and how soon

@@ -129,11 +129,16 @@ impl Judge {
             return Impression::Gone;
         }
         let mut silence = view.signs.silence(sign, view.now);
-        // One bad link condemns nobody as long as there is a way round it.
+        // One bad link condemns nobody as long as there is a way round it; and what comes that way shows that a
+        // node lives, whatever witnesses found a moment ago.
         let patience = self.config.patience;
-        let is_near = |at: Instant| view.now.saturating_duration_since(at) < patience;
-        if silence >= patience && sign.reached.is_some_and(is_near) {
-            silence = patience.saturating_sub(Duration::from_millis(1));
+        if let Some(at) = sign.reached {
+            let since = view.now.saturating_duration_since(at);
+            if since < self.bound(view) {
+                silence = silence.min(since);
+            } else if silence >= patience && since < patience {
+                silence = patience.saturating_sub(Duration::from_millis(1));
+            }
         }
         if silence < self.bound(view) / 2 {
             Impression::Lives
