@@ -71,3 +71,44 @@ fn whoever_is_out_of_the_leaders_reach_for_long_is() {
     let steps = decide(BOUND * 2, None);
     assert!(matches!(steps[..], [Step::Pause(SUSPECT)]), "{steps:?}");
 }
+
+/// A witness said that it does not hear the suspect; before the leader decides, the suspect comes back by way of it.
+#[test]
+fn what_witnesses_found_does_not_outweigh_what_comes_by_way_of_them_since() {
+    let start = Instant::now();
+    let now = start + BOUND * 2;
+    let mut signs = SignBook::default();
+    for node in [SUSPECT, WITNESS] {
+        signs.insert(node, start);
+        signs.answered(node, BootId(1), start, Ailment::None, start);
+    }
+    signs.heard(WITNESS, BootId(1), now);
+    let world = World::new();
+    let voters = BTreeSet::from([NodeId(1), SUSPECT, WITNESS]);
+    let config = FailureConfig {
+        bound: BOUND,
+        patience: PATIENCE,
+    };
+    let mut judge = Judge::new(NodeId(1), config);
+    let view = |signs| View {
+        now,
+        leader: Some(NodeId(1)),
+        voters: &voters,
+        state: &world.state,
+        signs,
+    };
+    let steps = judge.look(&view(&signs));
+    let [Step::Ask { case, boot, .. }] = &steps[..] else {
+        panic!("its silence is asked about: {steps:?}");
+    };
+    let mut case = case.clone();
+    case.findings.insert(WITNESS, Finding::Silent);
+    let steps = judge.judge(&view(&signs), case.clone(), *boot);
+    assert!(matches!(steps[..], [Step::Condemn { .. }]), "{steps:?}");
+    signs.reached(SUSPECT, BootId(1), None, now - BOUND / 2);
+    let steps = judge.judge(&view(&signs), case, *boot);
+    assert!(matches!(steps[..], [Step::Pause(SUSPECT)]), "{steps:?}");
+    judge.settled(SUSPECT);
+    signs.reached(SUSPECT, BootId(1), None, now - BOUND / 4);
+    assert!(judge.look(&view(&signs)).is_empty(), "it lives");
+}
