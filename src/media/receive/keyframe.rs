@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use flotilla_model::track::Quality;
 
 /// Time after which an unanswered request is repeated.
-const RETRY: Duration = Duration::from_millis(500);
-/// Least time between a request that was answered and one in haste.
-const HASTE: Duration = Duration::from_millis(150);
+const RETRY: Duration = Duration::from_millis(350);
+/// Least time between a request that was answered and one in haste. Senders on libwebrtc ignore requests within 300 ms
+/// of the one before; such a request would only be followed by the next retry.
+const HASTE: Duration = Duration::from_millis(320);
 
 /// Requests for key frames of one layer.
 #[derive(Debug)]
@@ -124,13 +125,13 @@ mod tests {
         assert!(!requests.take_due(start));
         requests.want();
         assert!(requests.take_due(start));
-        assert!(!requests.take_due(start + ms(499)));
-        assert!(requests.take_due(start + ms(500)));
+        assert!(!requests.take_due(start + ms(349)));
+        assert!(requests.take_due(start + ms(350)));
         requests.arrived();
         assert_eq!(requests.deadline(start + ms(600)), None);
         requests.want();
-        assert!(!requests.take_due(start + ms(1_400)));
-        assert!(requests.take_due(start + ms(1_500)));
+        assert!(!requests.take_due(start + ms(1_349)));
+        assert!(requests.take_due(start + ms(1_350)));
         assert_eq!(requests.sent(), 3);
     }
 
@@ -144,12 +145,12 @@ mod tests {
         requests.arrived();
         requests.hasten();
         requests.want();
-        assert!(!requests.take_due(start + ms(149)));
-        assert!(requests.take_due(start + ms(150)));
+        assert!(!requests.take_due(start + ms(319)));
+        assert!(requests.take_due(start + ms(320)));
         requests.arrived();
         requests.want();
-        assert!(!requests.take_due(start + ms(1_149)));
-        assert!(requests.take_due(start + ms(1_150)));
+        assert!(!requests.take_due(start + ms(1_319)));
+        assert!(requests.take_due(start + ms(1_320)));
     }
 
     #[test]

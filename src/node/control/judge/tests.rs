@@ -72,6 +72,10 @@ fn whoever_is_out_of_the_leaders_reach_for_long_is() {
     assert!(matches!(steps[..], [Step::Pause(SUSPECT)]), "{steps:?}");
 }
 
+fn with<'a>(view: View<'a>, signs: &'a SignBook) -> View<'a> {
+    View { signs, ..view }
+}
+
 /// A witness said that it does not hear the suspect; before the leader decides, the suspect comes back by way of it.
 #[test]
 fn what_witnesses_found_does_not_outweigh_what_comes_by_way_of_them_since() {
@@ -90,25 +94,25 @@ fn what_witnesses_found_does_not_outweigh_what_comes_by_way_of_them_since() {
         patience: PATIENCE,
     };
     let mut judge = Judge::new(NodeId(1), config);
-    let view = |signs| View {
+    let around = View {
         now,
         leader: Some(NodeId(1)),
         voters: &voters,
         state: &world.state,
-        signs,
+        signs: &SignBook::default(),
     };
-    let steps = judge.look(&view(&signs));
+    let steps = judge.look(&with(around, &signs));
     let [Step::Ask { case, boot, .. }] = &steps[..] else {
         panic!("its silence is asked about: {steps:?}");
     };
     let mut case = case.clone();
     case.findings.insert(WITNESS, Finding::Silent);
-    let steps = judge.judge(&view(&signs), case.clone(), *boot);
+    let steps = judge.judge(&with(around, &signs), case.clone(), *boot);
     assert!(matches!(steps[..], [Step::Condemn { .. }]), "{steps:?}");
     signs.reached(SUSPECT, BootId(1), None, now - BOUND / 2);
-    let steps = judge.judge(&view(&signs), case, *boot);
+    let steps = judge.judge(&with(around, &signs), case, *boot);
     assert!(matches!(steps[..], [Step::Pause(SUSPECT)]), "{steps:?}");
     judge.settled(SUSPECT);
     signs.reached(SUSPECT, BootId(1), None, now - BOUND / 4);
-    assert!(judge.look(&view(&signs)).is_empty(), "it lives");
+    assert!(judge.look(&with(around, &signs)).is_empty(), "it lives");
 }
