@@ -21,6 +21,7 @@ use tracing::{debug, info, warn};
 
 use crate::hub::Hub;
 use crate::mesh::Mesh;
+use crate::session::sleep_until;
 use crate::shard::{ShardEvent, Shards};
 use crate::telemetry::Metrics;
 
@@ -88,7 +89,7 @@ impl Follower {
         let mut count = tokio::time::interval(COUNT_INTERVAL);
         let mut ending: VecDeque<(Instant, ShardOrder)> = VecDeque::new();
         loop {
-            let ends = ending.front().map(|(at, _)| (*at).into());
+            let ends = ending.front().map(|(at, _)| *at);
             tokio::select! {
                 change = feed.next() => match change {
                     Ok(change) => {
@@ -129,7 +130,7 @@ impl Follower {
                     }
                     None => anyhow::bail!("the shards stopped"),
                 },
-                () = until(ends) => {
+                () = sleep_until(ends) => {
                     let due = ending.pop_front().map(|(_, order)| order);
                     let due = due.filter(|order| !reconciler.is_wanted_again(order, &state));
                     self.send(due.into_iter().collect()).await;
@@ -186,13 +187,6 @@ impl Follower {
                 .with_label_values(&[kind])
                 .set(count);
         }
-    }
-}
-
-async fn until(at: Option<tokio::time::Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
     }
 }
 

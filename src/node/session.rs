@@ -573,7 +573,8 @@ async fn finish<T>(under_way: &mut Option<Pin<Box<dyn Future<Output = T> + Send>
     }
 }
 
-async fn sleep_until(wake: Option<Instant>) {
+/// Returns at this time; never, if there is none.
+pub(crate) async fn sleep_until(wake: Option<Instant>) {
     match wake {
         Some(wake) => tokio::time::sleep_until(wake.into()).await,
         None => std::future::pending().await,

@@ -28,13 +28,7 @@ impl Engine {
         };
         let (mut passage, mut descriptions) = (None, None);
         if self.config.moves {
-            passage = peer.transport.passage().map(|mut passage| {
-                passage.streams = self.router.sent(now, id);
-                for stream in &mut passage.streams {
-                    peer.transport.note_sent(stream);
-                }
-                Box::new(passage)
-            });
+            passage = peer.passage(now, id, &self.router).map(Box::new);
             descriptions = peer.described.take_new();
             peer.transport.allow(SENT_MAX);
         }

@@ -114,16 +114,13 @@ impl Engine {
         }
         let peer = self.peers.get(&id).ok_or("there is no such connection")?;
         let transport = peer.transport.export().ok_or("it is not connected")?;
-        let mut passage = peer.transport.passage().ok_or("it has no path")?;
+        let passage = peer.passage(now, id, &self.router);
+        let passage = passage.ok_or("it has no path")?;
         if via::lender(passage.local()).is_some() {
             return Err("its path is borrowed itself");
         }
         let descriptions = peer.described.agreed().ok_or("nothing was agreed on yet")?;
         let descriptions = descriptions.clone();
-        passage.streams = self.router.sent(now, id);
-        for stream in &mut passage.streams {
-            peer.transport.note_sent(stream);
-        }
         let own = |path: &&SocketAddr| via::lender(via::local(**path)).is_none();
         let paths: Vec<_> = peer.addresses().iter().filter(own).copied().collect();
         self.close_peer(now, id);

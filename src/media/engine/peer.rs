@@ -9,7 +9,9 @@ use rand::Rng;
 use super::EngineConfig;
 use super::addresses::Addresses;
 use crate::command::{Continuation, PeerId, PeerRole, Restore};
+use crate::forward::Router;
 use crate::peer::negotiation::{self, Local, Negotiation, Offer, Written};
+use crate::peer::passage::Passage;
 use crate::peer::sctp::ChannelPlan;
 use crate::peer::transport::{
     Progress, RemoteError, RemoteParameters, Setup, Skip, Transport, TransportConfig,
@@ -238,6 +240,16 @@ impl Peer {
     /// The client is connected and this is where its media goes.
     pub(super) fn lives_at(&self, address: SocketAddr) -> bool {
         self.transport.is_connected() && self.transport.destination() == Some(address)
+    }
+
+    /// Path and streams, as far as they were sent; `None` without a path.
+    pub(super) fn passage(&self, now: Instant, id: PeerId, router: &Router) -> Option<Passage> {
+        let mut passage = self.transport.passage()?;
+        passage.streams = router.sent(now, id);
+        for stream in &mut passage.streams {
+            self.transport.note_sent(stream);
+        }
+        Some(passage)
     }
 
     /// Where valid checks came from, oldest first.

@@ -135,11 +135,15 @@ impl Reconciler {
             return false;
         };
         let told = self.rooms.get(name);
-        let room = state.rooms.get(name);
         told.is_some_and(|told| told.incoming.contains_key(track))
-            || room
-                .and_then(|room| room.track(track))
-                .is_some_and(|(publisher, _)| publisher.home == self.node)
+            || self.is_published_here(name, track, state)
+    }
+
+    /// A track whose publisher moved here is the publisher's session's from then on.
+    fn is_published_here(&self, name: &RoomName, track: &TrackSid, state: &State) -> bool {
+        let room = state.rooms.get(name);
+        room.and_then(|room| room.track(track))
+            .is_some_and(|(publisher, _)| publisher.home == self.node)
     }
 
     /// Forgets what a shard was told: its engine is a new one.
@@ -208,12 +212,7 @@ impl Reconciler {
             });
         }
         for track in told.incoming.keys() {
-            // A track whose publisher moved here is the publisher's session's from now on.
-            let is_published_here = state.rooms.get(name).is_some_and(|room| {
-                room.track(track)
-                    .is_some_and(|(publisher, _)| publisher.home == self.node)
-            });
-            if !wanted.incoming.contains_key(track) && !is_published_here {
+            if !wanted.incoming.contains_key(track) && !self.is_published_here(name, track, state) {
                 order(Command::Unpublish {
                     track: track.clone(),
                 });
