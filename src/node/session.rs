@@ -30,7 +30,8 @@ use flotilla_signal::connect::{Connect, HttpError};
 use flotilla_signal::media as signal_media;
 use flotilla_signal::proto::SignalResponse;
 use flotilla_signal::session::{
-    Claimed, Close, CommitError, Input, Joining, Output, Resuming, Session, resume_refusal,
+    Claimed, Close, CommitError, Discards, Input, Joining, Output, Resuming, Session,
+    resume_refusal,
 };
 use futures_util::FutureExt as _;
 use rand::RngCore as _;
@@ -181,6 +182,7 @@ impl Sessions {
             kept_at: Kept::default(),
             let_go: None,
             attached: false,
+            discards: Discards::default(),
             ended: None,
         }
     }
@@ -215,6 +217,8 @@ struct Task {
     let_go: Option<oneshot::Sender<()>>,
     /// The shard knows this session.
     attached: bool,
+    /// What the session has thrown away, as far as it is counted in the metrics.
+    discards: Discards,
     ended: Option<LeaveReason>,
 }
 
@@ -321,9 +325,25 @@ impl Task {
                 () = sleep_until(wake) => self.timeout(),
             }
             self.drain().await;
+            self.count_discards();
             if self.session.take_keepsake_changed() {
                 self.keep_wishes();
             }
+        }
+    }
+
+    fn count_discards(&mut self) {
+        let present = self.session.discards();
+        if present == self.discards {
+            return;
+        }
+        let counted = std::mem::replace(&mut self.discards, present);
+        let counts = present.by_reason().into_iter().zip(counted.by_reason());
+        for ((reason, count), (_, before)) in counts {
+            let counter = &self.node.metrics.session_discards;
+            counter
+                .with_label_values(&[reason])
+                .inc_by(count.saturating_sub(before));
         }
     }
 

@@ -132,6 +132,8 @@ pub struct Metrics {
     pub media: IntGaugeVec,
     /// Datagrams and packets that were not used, by reason.
     pub discards: IntGaugeVec,
+    /// What sessions threw away, by reason.
+    pub session_discards: IntCounterVec,
     /// Whether this node holds its lease.
     pub lease_held: IntGauge,
     /// Times the lease lapsed.
@@ -271,6 +273,11 @@ impl Metrics {
             discards: make.gauges(
                 "flotilla_media_discards",
                 "Datagrams and packets that were not used, summed over shards",
+                &["reason"],
+            )?,
+            session_discards: make.counters(
+                "flotilla_session_discards_total",
+                "Requests and data messages that sessions did not use",
                 &["reason"],
             )?,
             lease_held: make.gauge(

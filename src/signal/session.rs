@@ -215,6 +215,21 @@ pub struct Discards {
     pub overflown_data: u64,
 }
 
+impl Discards {
+    /// All of them, with the names that metrics give them.
+    #[must_use]
+    pub const fn by_reason(&self) -> [(&'static str, u64); 6] {
+        [
+            ("unknown_request", self.unknown_requests),
+            ("malformed_description", self.malformed_descriptions),
+            ("malformed_data", self.malformed_data),
+            ("refused_data", self.refused_data),
+            ("duplicate_data", self.duplicate_data),
+            ("overflown_data", self.overflown_data),
+        ]
+    }
+}
+
 /// A participant's session.
 #[derive(Debug)]
 pub struct Session {

@@ -339,6 +339,12 @@ impl Rooms {
     }
 
     fn note(&mut self, now: Instant, name: &RoomName, event: &RoomEvent, before: &State) {
+        if let RoomEvent::ParticipantJoined(participant) | RoomEvent::ParticipantMoved(participant) =
+            event
+            && participant.home == self.node
+        {
+            self.begin_again(name, before);
+        }
         match event {
             RoomEvent::ParticipantJoined(participant) => self.replay(now, name, participant),
             RoomEvent::ParticipantMoved(participant) => {
@@ -384,6 +390,16 @@ impl Rooms {
         }
     }
 
+    /// Somebody is at home here again, after nobody was: what was passed on in between did not come here, so
+    /// that what is known of it says nothing.
+    fn begin_again(&mut self, name: &RoomName, before: &State) {
+        let room = before.rooms.get(name);
+        let was_here = room.is_some_and(|room| room.homes.contains_key(&self.node));
+        if let Some(local) = self.rooms.get_mut(name).filter(|_| !was_here) {
+            local.passed.clear();
+        }
+    }
+
     /// The feed begins, or had a gap: sessions find out by themselves what they missed.
     pub fn restart(&mut self, now: Instant, state: Arc<State>) {
         self.tracks.clear();
@@ -410,6 +426,10 @@ impl Rooms {
         let state = Arc::clone(&self.state);
         self.rooms
             .retain(|name, local| !local.sessions.is_empty() || state.rooms.contains_key(name));
+        let names: Vec<RoomName> = self.rooms.keys().cloned().collect();
+        for name in &names {
+            self.begin_again(name, &before);
+        }
         self.replay_missed(now, &before);
         for node in before.nodes.keys() {
             self.replay_forgotten(now, *node, &before);

@@ -200,6 +200,45 @@ async fn a_room_of_people_who_have_just_come_says_nothing_of_what_was_passed_on(
     assert_eq!(says(&world), Some(0), "and has missed what there was");
 }
 
+/// Everybody left this node for another one, and some come back.
+#[tokio::test]
+async fn what_was_passed_on_before_everybody_left_says_nothing_any_more() {
+    let mut world = World::new();
+    let _anna = world.join("anna");
+    let _bert = world.join("bert");
+    world.send("anna", 3, &[]);
+    let says = |world: &World| {
+        let held = world
+            .hub
+            .held(&"r".into(), &ParticipantSid("PA_anna".into()));
+        held.in_room.then_some(held.last_sequence)
+    };
+    assert_eq!(says(&world), Some(3));
+    let moves = vec![world.to("anna", 2), world.to("bert", 2)];
+    world.apply(Command::Rehome { moves });
+    for gone in ["PA_anna", "PA_bert"] {
+        world.hub.unregister(&"r".into(), &gone.into());
+    }
+    let (inbox, _outlet) = Inbox::new();
+    let bert = ParticipantSid("PA_bert".into());
+    assert!(
+        world
+            .hub
+            .register_adopting(&"r".into(), &bert, &"bert".into(), &inbox)
+    );
+    let moves = vec![world.to("bert", 1)];
+    world.apply(Command::Rehome { moves });
+    assert_eq!(
+        says(&world),
+        None,
+        "what anna sent meanwhile did not come here"
+    );
+    // While somebody stays, all comes here.
+    world.send("anna", 9, &[]);
+    let _carl = world.join("carl");
+    assert_eq!(says(&world), Some(9));
+}
+
 /// Another node knows before this one that somebody is here now, and sends a message.
 #[tokio::test]
 async fn data_of_a_node_that_is_ahead_waits_for_its_state() {

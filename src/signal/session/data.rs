@@ -98,6 +98,7 @@ impl Live {
                 core.discards.duplicate_data += 1;
                 return;
             }
+            tracing::trace!(sequence = seen.sequence, "the client sends data");
             self.channels.sequence = seen.sequence;
         }
         match self.stamp(channel, payload, seen) {
@@ -203,6 +204,7 @@ impl Live {
             core.discards.duplicate_data += 1;
             return;
         }
+        tracing::trace!(from = %message.from, sequence = message.sequence, "data for the client");
         let sender = self
             .room
             .participants
@@ -265,11 +267,13 @@ impl Live {
         }
     }
 
-    /// What a resuming client has received already.
+    /// What a resuming client has received already, also from those who have left meanwhile: what they had
+    /// sent comes once more.
     pub(super) fn note_received(&mut self, sender: ParticipantSid, sequence: u32) {
-        let known = self.room.participants.values().any(|p| p.sid == sender);
-        if known {
-            let last = self.channels.received.entry(sender).or_default();
+        let received = &mut self.channels.received;
+        let is_present = || self.room.participants.values().any(|p| p.sid == sender);
+        if received.len() < SENDERS_MAX || is_present() {
+            let last = received.entry(sender).or_default();
             *last = sequence.max(*last);
         }
     }

@@ -256,6 +256,53 @@ fn data_waits_until_the_client_has_said_what_it_has() {
 }
 
 #[test]
+fn what_somebody_said_who_has_left_is_not_said_again() {
+    let mut world = World::new();
+    world.enter("alice");
+    let next = world.begin_adopt("alice", parameters(true));
+    world.run();
+    world.input(next, Input::Claimed(Box::default()));
+    let left = ParticipantSid("PA_left".into());
+    for sequence in 1..=3 {
+        world.input(
+            next,
+            Input::Data(Arc::new(DataOut {
+                from: left.clone(),
+                from_identity: "bob".into(),
+                channel: Channel::Reliable,
+                destinations: Vec::new(),
+                sequence,
+                content: 2,
+                payload: Bytes::copy_from_slice(&[sequence as u8]),
+            })),
+        );
+    }
+    let state = proto::SyncState {
+        datachannel_receive_states: vec![proto::DataChannelReceiveState {
+            publisher_sid: left.to_string(),
+            last_seq: 2,
+        }],
+        ..sync_state(&[])
+    };
+    world.ask(next, Asked::SyncState(state));
+    world.media(
+        next,
+        media::Event::ChannelOpen {
+            target: Target::Publisher,
+            channel: Channel::Reliable,
+        },
+    );
+    let commands = world.seats[next].take_media().into_iter();
+    let sent: Vec<u8> = commands
+        .filter_map(|command| match command {
+            media::Command::SendData { payload, .. } => Some(payload[0]),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(sent, [3]);
+}
+
+#[test]
 fn asks_again_with_the_epoch_that_holds() {
     let mut world = World::new();
     world.enter("alice");
