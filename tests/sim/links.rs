@@ -3,6 +3,7 @@
 //! stream, for as long as both processes live.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use flotilla_model::State;
 use flotilla_model::id::{Epoch, NodeId, ParticipantSid, RoomName};
@@ -25,7 +26,9 @@ const SILENCE_MAX: u64 = secs(3);
 /// Pause between tries.
 const RETRY: u64 = ms(300);
 /// How long other nodes are waited for in a claim.
-const CLAIM_MAX: u64 = ms(300);
+const CLAIM_MAX: u64 = ms(600);
+/// How long those are that are lost.
+const CLAIM_LOST_MAX: u64 = ms(20);
 /// How long a session may take to let go.
 const LET_GO_MAX: u64 = ms(200);
 /// Lane of mesh streams; the stream's number is added.
@@ -363,7 +366,7 @@ impl World {
         sid: &ParticipantSid,
         epoch: Epoch,
     ) {
-        let deadline = self.now + CLAIM_MAX;
+        let asked = self.now;
         let process = self.process(id);
         let open: BTreeSet<u64> = process
             .links
@@ -378,7 +381,7 @@ impl World {
                 key,
                 open: open.clone(),
                 replies: Vec::new(),
-                deadline,
+                asked,
             },
         );
         if self.bug == Some(Bug::FormerHomeKeepsOn) {
@@ -452,13 +455,20 @@ impl World {
     pub fn claims_tick(&mut self, id: u64) {
         self.answer_claims(id);
         let now = self.now;
-        let over: Vec<u64> = self
-            .process(id)
-            .claiming
-            .iter()
-            .filter(|(_, claiming)| claiming.open.is_empty() || claiming.deadline <= now)
-            .map(|(number, _)| *number)
-            .collect();
+        let state = Arc::clone(self.node(id).replica.state());
+        let is_lost = |node: &u64| {
+            let node = state.nodes.get(&NodeId(*node));
+            node.is_none_or(|node| node.state.is_lost())
+        };
+        let mut over = Vec::new();
+        for (number, claiming) in &mut self.process(id).claiming {
+            if claiming.asked + CLAIM_LOST_MAX <= now {
+                claiming.open.retain(|node| !is_lost(node));
+            }
+            if claiming.open.is_empty() || claiming.asked + CLAIM_MAX <= now {
+                over.push(*number);
+            }
+        }
         for number in over {
             if let Some(claiming) = self.process(id).claiming.remove(&number) {
                 self.end_claim(id, claiming);

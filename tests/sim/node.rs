@@ -187,8 +187,8 @@ pub struct Claiming {
     pub open: BTreeSet<u64>,
     /// The answers.
     pub replies: Vec<proto::ClaimReply>,
-    /// Until when.
-    pub deadline: Time,
+    /// Since when.
+    pub asked: Time,
 }
 
 /// A session that is to go for another node's claim.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use flotilla_media::command::Continuation;
 use flotilla_model::id::{Epoch, Identity, NodeId, ParticipantSid, RoomName, UnixMillis};
 use flotilla_model::participant::Participant;
+use flotilla_raft::FeedError;
 use flotilla_signal::connect::Connect;
 use flotilla_signal::media::{self, Target};
 use flotilla_signal::session::{Adopting, Claimed, Resuming, Session, may_adopt};
@@ -24,8 +25,12 @@ use crate::mesh::enroll::wall_clock_ms;
 use crate::mesh::proto;
 use crate::shard::ShardHandle;
 
-/// How long other nodes are waited for. Who does not answer has its say in the client's de-duplication.
-const CLAIM_MAX: Duration = Duration::from_millis(300);
+/// How long other nodes are waited for: longer than a former home that does not answer holds its lease.
+/// Who does not answer has its say in the client's de-duplication.
+const CLAIM_MAX: Duration = Duration::from_millis(600);
+/// How long those are that are lost by what the log says. A node that the others have given up and that
+/// lives all the same answers at once, and has a path to lend.
+const CLAIM_LOST_MAX: Duration = Duration::from_millis(20);
 /// How long the log's newest state is waited for when the session is not known here.
 const READ_MAX: Duration = Duration::from_millis(500);
 
@@ -115,7 +120,14 @@ impl Sessions {
                 borrower: self.config.node.0,
             };
             let reply = mesh.claim(node, request, CLAIM_MAX);
-            async move { Some((node, reply.await?)) }
+            let given_up = self.given_up(node);
+            async move {
+                tokio::select! {
+                    biased;
+                    reply = reply => Some((node, reply?)),
+                    () = given_up => None,
+                }
+            }
         });
         let mut asked: FuturesUnordered<_> = asked.collect();
         let mut replies = Vec::new();
@@ -162,6 +174,24 @@ impl Sessions {
             "claimed a session"
         );
         (claimed, transports)
+    }
+
+    /// Ends a moment after the log says that a node is lost: its lease had ended before that.
+    async fn given_up(&self, node: NodeId) {
+        let mut feed = self.group.feed();
+        let mut state = Arc::clone(feed.start());
+        while state
+            .nodes
+            .get(&node)
+            .is_some_and(|node| !node.state.is_lost())
+        {
+            state = match feed.next().await {
+                Ok(change) => Arc::clone(&change.state),
+                Err(FeedError::Lagged(_)) => feed.restart(),
+                Err(FeedError::Stopped) => std::future::pending().await,
+            };
+        }
+        tokio::time::sleep(CLAIM_LOST_MAX).await;
     }
 
     /// Connections that a former home lends, if this is its answer.
