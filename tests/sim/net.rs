@@ -132,27 +132,17 @@ impl Net {
             .collect()
     }
 
-    /// When a message on a stream arrives; `None`: it is held until the way is free.
-    pub fn stream(
-        &mut self,
-        now: Time,
-        rng: &mut Rng,
-        lane: Lane,
-        message: Message,
-    ) -> Option<(Time, Message)> {
-        let is_cut = self.is_cut(lane.0, lane.1);
+    /// When a message on a stream arrives, after all those before it; if the way is cut by then, [`Self::hold`]
+    /// keeps it.
+    pub fn stream(&mut self, now: Time, rng: &mut Rng, lane: Lane) -> Time {
         let (low, high) = self.weather.delay;
         let mut due = now + rng.range(low, high);
         if rng.per_mille(self.weather.loss) {
             due = due + ms(rng.range(50, 250));
         }
-        let stream = self.streams.entry(lane).or_default();
-        if is_cut || !stream.held.is_empty() {
-            stream.held.push_back(message);
-            return None;
-        }
-        stream.last = stream.last.max(due);
-        Some((stream.last, message))
+        let last = &mut self.streams.entry(lane).or_default().last;
+        *last = due.max(*last);
+        *last
     }
 
     /// When something arrives that another node carries: twice as long, and in order.
@@ -193,7 +183,7 @@ impl Net {
     }
 
     /// What a stream held, in order; empty if the way is cut again.
-    pub fn flush(&mut self, now: Time, lane: Lane) -> Vec<Message> {
+    pub fn flush(&mut self, lane: Lane) -> Vec<Message> {
         let is_cut = self.is_cut(lane.0, lane.1);
         let Some(stream) = self.streams.get_mut(&lane) else {
             return Vec::new();
@@ -202,7 +192,6 @@ impl Net {
         if is_cut {
             return Vec::new();
         }
-        stream.last = stream.last.max(now);
         stream.held.drain(..).collect()
     }
 

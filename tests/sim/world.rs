@@ -290,12 +290,8 @@ impl World {
             What::Arrive(from, to, lane, message) => self.arrive(from, to, lane, *message),
             What::Carried(from, via, to, message) => self.carried(from, via, to, *message),
             What::Flush(lane) => {
-                for message in self.net.flush(self.now, lane) {
-                    let delay = self.net.weather.delay.0;
-                    self.after(
-                        delay,
-                        What::Arrive(lane.0, lane.1, Some(lane.2), Box::new(message)),
-                    );
+                for message in self.net.flush(lane) {
+                    self.arrive(lane.0, lane.1, Some(lane.2), message);
                 }
             }
             What::Client(client, timer) => self.client_timer(client, timer),
@@ -333,9 +329,8 @@ impl World {
             return;
         }
         let way = (from, to, lane);
-        if let Some((at, message)) = self.net.stream(self.now, &mut self.rng, way, message) {
-            self.at(at, What::Arrive(from, to, Some(lane), Box::new(message)));
-        }
+        let at = self.net.stream(self.now, &mut self.rng, way);
+        self.at(at, What::Arrive(from, to, Some(lane), Box::new(message)));
     }
 
     /// Streams that are free again go on after a while.

@@ -90,6 +90,10 @@ pub struct Judge {
     busy: BTreeSet<NodeId>,
     /// The leader whose place this node is about to stand for, and when.
     standing: Option<(NodeId, Instant)>,
+    /// Starts of nodes that were not lost when this was looked at last.
+    serving: BTreeMap<NodeId, BootId>,
+    /// When nodes came back into the state, as seen here: silence before that counts no more.
+    back: BTreeMap<NodeId, Instant>,
 }
 
 impl Judge {
@@ -101,16 +105,35 @@ impl Judge {
             config,
             busy: BTreeSet::new(),
             standing: None,
+            serving: BTreeMap::new(),
+            back: BTreeMap::new(),
         }
     }
 
     /// To be called every few tens of milliseconds.
     pub fn look(&mut self, view: &View<'_>) -> Vec<Step> {
         let mut steps = Vec::new();
+        self.notice_returns(view);
         self.suspect(view, &mut steps);
         self.relieve(view, &mut steps);
         self.stand(view, &mut steps);
         steps
+    }
+
+    /// Notes who has written its record again: it lives, although nothing else of it may have come here yet.
+    fn notice_returns(&mut self, view: &View<'_>) {
+        let nodes = view.state.nodes.iter();
+        let serving: BTreeMap<NodeId, BootId> = nodes
+            .filter(|(_, record)| !record.state.is_lost())
+            .map(|(node, record)| (*node, record.boot))
+            .collect();
+        for (node, boot) in &serving {
+            if self.serving.get(node) != Some(boot) {
+                self.back.insert(*node, view.now);
+            }
+        }
+        self.back.retain(|node, _| serving.contains_key(node));
+        self.serving = serving;
     }
 
     /// A verdict is decided, or a pause is over.
@@ -124,11 +147,14 @@ impl Judge {
         patient.min(self.config.patience.max(self.config.bound))
     }
 
-    fn impression(&self, view: &View<'_>, sign: &Sign) -> Impression {
+    fn impression(&self, view: &View<'_>, node: NodeId, sign: &Sign) -> Impression {
         if sign.is_gone(view.now) {
             return Impression::Gone;
         }
         let mut silence = view.signs.silence(sign, view.now);
+        if let Some(back) = self.back.get(&node) {
+            silence = silence.min(view.now.saturating_duration_since(*back));
+        }
         // One bad link condemns nobody as long as there is a way round it; and what comes that way shows that a
         // node lives, whatever witnesses found a moment ago.
         let patience = self.config.patience;
@@ -154,7 +180,7 @@ impl Judge {
             let Some(record) = view.state.nodes.get(suspect) else {
                 continue;
             };
-            let impression = self.impression(view, sign);
+            let impression = self.impression(view, *suspect, sign);
             let concerns = match impression {
                 Impression::Lives => false,
                 // Whoever answers under another boot is about to write its record itself.
@@ -231,11 +257,12 @@ impl Judge {
     /// Decides by what the witnesses said and by how things look now.
     pub fn judge(&mut self, view: &View<'_>, mut case: Case, boot: BootId) -> Vec<Step> {
         let suspect = case.suspect;
+        self.notice_returns(view);
         let Some(sign) = view.signs.of(suspect) else {
             self.busy.remove(&suspect);
             return Vec::new();
         };
-        case.impression = self.impression(view, sign);
+        case.impression = self.impression(view, suspect, sign);
         case.bound = self.bound(view);
         case.gone = gone(&case.voters, view);
         let mut steps = Vec::new();

@@ -99,10 +99,16 @@ impl Held {
 #[derive(Default)]
 pub struct Unmissed {
     /// Touched by the task that takes addresses, by resumes and by claims; nothing waits while it is held.
-    all: Mutex<HashMap<ParticipantSid, Connections>>,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    /// Those that go on here.
+    all: HashMap<ParticipantSid, Connections>,
     /// Epochs at which other nodes have claimed sessions of late: those of a lower one do not begin here
-    /// any more, whatever the log says here so far. Held within `all`.
-    claimed: Mutex<HashMap<ParticipantSid, (Epoch, Instant)>>,
+    /// any more, whatever the log says here so far.
+    claimed: HashMap<ParticipantSid, (Epoch, Instant)>,
 }
 
 /// How long a claim is remembered: longer than the log is late here.
@@ -122,33 +128,33 @@ pub struct Connections {
 }
 
 impl Unmissed {
-    fn lock(&self) -> MutexGuard<'_, HashMap<ParticipantSid, Connections>> {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A session of this sid goes on with the connections.
     #[must_use]
     pub fn take(&self, sid: &ParticipantSid) -> Option<Connections> {
-        self.lock().remove(sid)
+        self.lock().all.remove(sid)
     }
 
     /// Whether clients are served at an address who do not know.
     #[must_use]
     pub fn are_at(&self, address: IpAddr) -> bool {
-        self.lock().values().any(|one| one.address == address)
+        self.lock().all.values().any(|one| one.address == address)
     }
 
     /// Another node serves the participant, since this epoch if it says so itself: nothing is sent to its
     /// client from here any more once this returns. The paths are lent to the new home, if it is named.
     pub async fn end(&self, sid: &ParticipantSid, claimed_at: Option<Epoch>, to: Option<NodeId>) {
         let connections = {
-            let mut all = self.lock();
+            let mut known = self.lock();
             if let Some(epoch) = claimed_at {
-                let mut claimed = self.claimed.lock().unwrap_or_else(PoisonError::into_inner);
+                let claimed = &mut known.claimed;
                 claimed.retain(|_, (_, at)| at.elapsed() < CLAIMED_KEPT);
                 claimed.insert(sid.clone(), (epoch, Instant::now()));
             }
-            all.remove(sid)
+            known.all.remove(sid)
         };
         if let Some(connections) = connections {
             drop(connections.beginning.lock().await);
@@ -169,8 +175,10 @@ impl Unmissed {
     /// Ends those whose participants have another home or are gone.
     pub async fn retain_at(&self, node: NodeId, state: &State) {
         let gone: Vec<(ParticipantSid, Option<NodeId>)> = {
-            let all = self.lock();
-            all.iter()
+            let known = self.lock();
+            known
+                .all
+                .iter()
                 .filter_map(|(sid, one)| {
                     let room = state.rooms.get(&one.room);
                     let present = room.and_then(|room| room.participants.get(&one.identity));
@@ -360,11 +368,11 @@ pub(super) fn go_on_orders(
 impl Unmissed {
     /// Whether they may begin: nobody has claimed the session since this epoch.
     fn put(&self, sid: &ParticipantSid, epoch: Epoch, connections: Connections) -> bool {
-        let mut all = self.lock();
-        let claimed = self.claimed.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_claimed = claimed.get(sid).is_some_and(|(since, _)| *since > epoch);
+        let mut known = self.lock();
+        let claimed = known.claimed.get(sid);
+        let is_claimed = claimed.is_some_and(|(since, _)| *since > epoch);
         if !is_claimed {
-            all.insert(sid.clone(), connections);
+            known.all.insert(sid.clone(), connections);
         }
         !is_claimed
     }

@@ -3,6 +3,7 @@
 use super::super::testing::World;
 use super::*;
 use crate::mesh::{Ailment, Finding};
+use flotilla_model::command::Command;
 
 const BOUND: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -36,6 +37,7 @@ fn decide(silent: Duration, reached: Option<Duration>) -> Vec<Step> {
         patience: PATIENCE,
     };
     let mut judge = Judge::new(NodeId(1), config);
+    judge.look(&View { now: start, ..view });
     let steps = judge.look(&view);
     let [Step::Ask { case, boot, .. }] = &steps[..] else {
         panic!("its silence is asked about: {steps:?}");
@@ -101,6 +103,10 @@ fn what_witnesses_found_does_not_outweigh_what_comes_by_way_of_them_since() {
         state: &world.state,
         signs: &SignBook::default(),
     };
+    judge.look(&View {
+        now: start,
+        ..with(around, &signs)
+    });
     let steps = judge.look(&with(around, &signs));
     let [Step::Ask { case, boot, .. }] = &steps[..] else {
         panic!("its silence is asked about: {steps:?}");
@@ -115,4 +121,57 @@ fn what_witnesses_found_does_not_outweigh_what_comes_by_way_of_them_since() {
     judge.settled(SUSPECT);
     signs.reached(SUSPECT, BootId(1), None, now - BOUND / 4);
     assert!(judge.look(&with(around, &signs)).is_empty(), "it lives");
+}
+
+/// A node that was lost writes its record again, which the leader applies before it hears the node itself.
+#[test]
+fn silence_from_before_its_return_condemns_nobody() {
+    let start = Instant::now();
+    let back = start + PATIENCE * 2;
+    let mut signs = SignBook::default();
+    for node in [SUSPECT, WITNESS] {
+        signs.insert(node, start);
+        signs.answered(node, BootId(1), start, Ailment::None, start);
+    }
+    let voters = BTreeSet::from([NodeId(1), SUSPECT, WITNESS]);
+    let config = FailureConfig {
+        bound: BOUND,
+        patience: PATIENCE,
+    };
+    let mut world = World::new();
+    let serving = (*world.state.nodes[&SUSPECT]).clone();
+    world.apply(Command::NodeLost {
+        node: SUSPECT,
+        boot: serving.boot,
+        cause: LossCause::Unreachable,
+    });
+    let lost = world.state.clone();
+    world.apply(Command::PutNode(serving));
+    let silent = SignBook::default();
+    let view = |state, now| View {
+        now,
+        leader: Some(NodeId(1)),
+        voters: &voters,
+        state,
+        signs: &silent,
+    };
+    let mut judge = Judge::new(NodeId(1), config);
+    judge.look(&with(view(&lost, start), &signs));
+    signs.heard(WITNESS, BootId(1), back);
+    assert!(judge.look(&with(view(&lost, back), &signs)).is_empty());
+    assert!(
+        judge
+            .look(&with(view(&world.state, back), &signs))
+            .is_empty()
+    );
+    let soon = back + BOUND / 3;
+    assert!(
+        judge
+            .look(&with(view(&world.state, soon), &signs))
+            .is_empty()
+    );
+    let later = back + BOUND;
+    signs.heard(WITNESS, BootId(1), later);
+    let steps = judge.look(&with(view(&world.state, later), &signs));
+    assert!(matches!(steps[..], [Step::Ask { .. }]), "{steps:?}");
 }
