@@ -85,6 +85,8 @@ impl Follower {
         let mut feed = self.group.feed();
         let mut reconciler = Reconciler::new(self.node, self.shards.handles().len());
         let mut state = feed.start().clone();
+        // Changes that share an entry share the state after it: this is the one before.
+        let (mut before, mut entry) = (state.clone(), 0);
         self.restart(&mut reconciler, &state).await;
         let mut count = tokio::time::interval(COUNT_INTERVAL);
         let mut ending: VecDeque<(Instant, ShardOrder)> = VecDeque::new();
@@ -93,7 +95,10 @@ impl Follower {
             tokio::select! {
                 change = feed.next() => match change {
                     Ok(change) => {
-                        let before = std::mem::replace(&mut state, change.state.clone());
+                        let former = std::mem::replace(&mut state, change.state.clone());
+                        if std::mem::replace(&mut entry, change.log_index) != change.log_index {
+                            before = former;
+                        }
                         self.takeovers.decided(&before, &state, &change.events);
                         self.outcomes.note(Instant::now(), self.node, &before, &change.events);
                         if change.events.iter().any(is_of_nodes) {

@@ -228,7 +228,6 @@ impl Takeovers {
     fn decided_one(&self, before: &State, after: &State, room: &RoomName, moved: &Participant) {
         let earlier = before.rooms.get(room);
         let earlier = earlier.and_then(|room| room.participants.get(&moved.identity));
-        // Both changes may share a log entry, so that what was before is not known.
         let from = earlier.map_or(moved.home, |earlier| earlier.home);
         let cause = Cause::of(before, after, from, moved.home);
         let now = Instant::now();

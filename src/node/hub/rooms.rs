@@ -39,8 +39,15 @@ pub struct Rooms {
     node: NodeId,
     /// What is held of sessions that may have to go on here.
     checkpoints: Arc<Checkpoints>,
-    /// As of the last change passed on.
+    /// As of the log entry of the last change passed on.
     state: Arc<State>,
+    /// The same before that entry.
+    before: Arc<State>,
+    /// Of the last change passed on. Changes that share an entry share the state after all of them, which may be
+    /// ahead of this.
+    revision: Revision,
+    /// The log entry of the last change.
+    entry: u64,
     rooms: BTreeMap<RoomName, LocalRoom>,
     /// Rooms of tracks that participants here publish.
     tracks: BTreeMap<TrackSid, RoomName>,
@@ -151,6 +158,9 @@ impl Rooms {
             node,
             checkpoints,
             state: Arc::default(),
+            before: Arc::default(),
+            revision: Revision::default(),
+            entry: 0,
             rooms: BTreeMap::new(),
             tracks: BTreeMap::new(),
             ahead: BTreeMap::new(),
@@ -316,7 +326,12 @@ impl Rooms {
 
     /// Passes a change on. Called in log order.
     pub fn pass_on(&mut self, now: Instant, change: &Arc<Change>) {
-        let before = std::mem::replace(&mut self.state, change.state.clone());
+        let former = std::mem::replace(&mut self.state, change.state.clone());
+        if std::mem::replace(&mut self.entry, change.log_index) != change.log_index {
+            self.before = former;
+        }
+        self.revision = change.revision;
+        let before = Arc::clone(&self.before);
         for (index, event) in change.events.iter().enumerate() {
             let (name, event) = match event {
                 Event::Room { room, change, .. } => (room, change),
@@ -336,6 +351,7 @@ impl Rooms {
             self.note(now, name, event, &before);
         }
         self.catch_up(now);
+        self.checkpoints.forget_late(now, &self.state);
     }
 
     fn note(&mut self, now: Instant, name: &RoomName, event: &RoomEvent, before: &State) {
@@ -422,6 +438,8 @@ impl Rooms {
             }
         }
         self.checkpoints.retain_present(&state);
+        self.revision = state.revision;
+        self.entry = 0;
         let before = std::mem::replace(&mut self.state, state);
         let state = Arc::clone(&self.state);
         self.rooms
@@ -439,7 +457,7 @@ impl Rooms {
 
     /// Takes data that has waited for this state.
     fn catch_up(&mut self, now: Instant) {
-        let revision = self.state.revision.0;
+        let revision = self.revision.0;
         let nodes: Vec<NodeId> = self.ahead.keys().copied().collect();
         for from in nodes {
             while let Some(data) = self.ahead.get_mut(&from).and_then(|a| a.pop(revision)) {
@@ -463,7 +481,7 @@ impl Rooms {
         let only = (!data.only.is_empty()).then(|| ParticipantSid(data.only.clone()));
         let sent_at = match data.revision {
             // A node of the version before does not say.
-            0 => self.state.revision,
+            0 => self.revision,
             revision => Revision(revision),
         };
         let Some(message) = from_proto(data) else {
@@ -489,7 +507,7 @@ impl Rooms {
         let elsewhere = nodes_for(&self.state, name, self.node, |participant| {
             message.is_for(&participant.identity)
         });
-        let revision = self.state.revision;
+        let revision = self.revision;
         let origin = self.origin(self.node);
         let local = self.rooms.entry(name.clone()).or_default();
         deliver(local, &message, revision);
@@ -556,7 +574,10 @@ impl Rooms {
     pub fn receive(&mut self, now: Instant, inbound: Inbound) {
         let from = inbound.from;
         match inbound.body {
-            Body::Checkpoint(checkpoint) => self.checkpoints.put(checkpoint),
+            Body::Checkpoint(checkpoint) => {
+                self.checkpoints.put(checkpoint);
+                self.checkpoints.forget_late(now, &self.state);
+            }
             Body::Data(data) => {
                 self.ahead.entry(from).or_default().push(data);
                 self.catch_up(now);

@@ -130,19 +130,21 @@ impl World {
     }
 
     fn send(&self, from: &str, sequence: u32, to: &[&str]) {
-        self.hub.distribute(
-            &"r".into(),
-            Arc::new(DataOut {
-                from: ParticipantSid(format!("PA_{from}")),
-                from_identity: from.into(),
-                channel: Channel::Reliable,
-                destinations: to.iter().map(|to| Identity::from(*to)).collect(),
-                sequence,
-                content: 0,
-                payload: Bytes::new(),
-            }),
-        );
+        self.hub
+            .distribute(&"r".into(), message(from, sequence, to));
     }
+}
+
+fn message(from: &str, sequence: u32, to: &[&str]) -> Arc<DataOut> {
+    Arc::new(DataOut {
+        from: ParticipantSid(format!("PA_{from}")),
+        from_identity: from.into(),
+        channel: Channel::Reliable,
+        destinations: to.iter().map(|to| Identity::from(*to)).collect(),
+        sequence,
+        content: 0,
+        payload: Bytes::new(),
+    })
 }
 
 /// Numbers of the data messages that wait for a session.
@@ -198,6 +200,65 @@ async fn a_room_of_people_who_have_just_come_says_nothing_of_what_was_passed_on(
     let mut world = World::new();
     let _anna = world.join("anna");
     assert_eq!(says(&world), Some(0), "and has missed what there was");
+}
+
+/// Two changes share an entry of the log; a message is sent between them.
+#[tokio::test]
+async fn data_is_of_the_last_change_passed_on_and_not_of_those_of_its_entry() {
+    let mut rooms = Rooms::new(NodeId(1), Arc::default());
+    let mut world = World::new();
+    let _anna = world.join("anna");
+    let _bert = world.join("bert");
+    let moves = vec![world.to("bert", 2)];
+    world.apply(Command::Rehome { moves });
+    let now = Instant::now();
+    rooms.restart(now, Arc::new(world.state.clone()));
+    rooms.take_outgoing();
+    let first = world.state.apply(&Entry {
+        at: UnixMillis(1000),
+        request: RequestId(1000),
+        command: Command::Rehome {
+            moves: vec![world.to("anna", 1)],
+        },
+    });
+    let revision = world.state.revision;
+    let second = world.state.apply(&Entry {
+        at: UnixMillis(1000),
+        request: RequestId(1001),
+        command: Command::Rehome {
+            moves: vec![world.to("bert", 3)],
+        },
+    });
+    let change = |revision, events| {
+        Arc::new(Change {
+            revision,
+            log_index: 77,
+            at: UnixMillis(1000),
+            events,
+            state: Arc::new(world.state.clone()),
+        })
+    };
+    let sent = |rooms: &mut Rooms| -> Vec<(NodeId, u32, u64, String)> {
+        let outgoing = rooms.take_outgoing().into_iter();
+        let data = outgoing.filter_map(|out| match out.body {
+            Body::Data(data) => Some((out.to, data.sequence, data.revision, data.only)),
+            _ => None,
+        });
+        data.collect()
+    };
+    rooms.pass_on(now, &change(revision, first.events));
+    rooms.distribute(now, &"r".into(), message("anna", 5, &[]));
+    // Nobody takes it for something that comes after what is sent again at bert's move.
+    assert_eq!(
+        sent(&mut rooms),
+        [(NodeId(3), 5, revision.0, String::new())]
+    );
+    let last = world.state.revision;
+    rooms.pass_on(now, &change(last, second.events));
+    assert_eq!(
+        sent(&mut rooms),
+        [(NodeId(3), 5, last.0, "PA_bert".to_owned())]
+    );
 }
 
 /// Everybody left this node for another one, and some come back.

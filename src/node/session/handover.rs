@@ -9,10 +9,10 @@
 //! None of it is needed for a takeover: without keys a client's transport starts with a handshake.
 //! Every part is small, replaces the one before, and goes when its participant leaves.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, Nonce, RandomizedNonceKey};
 use bytes::Bytes;
@@ -21,7 +21,7 @@ use flotilla_media::peer::passage::Passage;
 use flotilla_media::peer::transport::TransportSnapshot;
 use flotilla_media::via;
 use flotilla_model::State;
-use flotilla_model::id::{Epoch, ParticipantSid};
+use flotilla_model::id::{Epoch, ParticipantSid, RoomName};
 use flotilla_signal::session::Keepsake;
 use serde::{Deserialize, Serialize};
 
@@ -315,33 +315,68 @@ impl Held {
 #[derive(Default)]
 pub struct Checkpoints {
     /// Written by sessions and the mesh, read by claims; nothing waits while it is held.
-    held: Mutex<HashMap<ParticipantSid, Held>>,
+    known: Mutex<Known>,
 }
 
+#[derive(Default)]
+struct Known {
+    held: HashMap<ParticipantSid, Held>,
+    /// Sessions of which the first part has come, and since when: it may have come after the departure.
+    fresh: VecDeque<(Option<Instant>, RoomName, ParticipantSid)>,
+}
+
+/// A participant whose parts are held for so long is in the log, or has left it.
+const FRESH: Duration = Duration::from_secs(10);
+
 impl Checkpoints {
-    fn lock(&self) -> MutexGuard<'_, HashMap<ParticipantSid, Held>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes parts of a session; those of an older epoch than known are ignored.
     pub fn put(&self, checkpoint: proto::Checkpoint) {
-        let mut held = self.lock();
+        let Known { held, fresh } = &mut *self.lock();
         let sid = ParticipantSid(checkpoint.sid.clone());
-        if held.len() >= HELD_MAX && !held.contains_key(&sid) {
-            return;
+        if !held.contains_key(&sid) {
+            if held.len() >= HELD_MAX {
+                return;
+            }
+            fresh.push_back((None, RoomName(checkpoint.room.clone()), sid.clone()));
         }
         held.entry(sid).or_default().put(Instant::now(), checkpoint);
+    }
+
+    /// Forgets those whose parts came first when they had left already. To be called now and then.
+    pub fn forget_late(&self, now: Instant, state: &State) {
+        let Known { held, fresh } = &mut *self.lock();
+        for (since, ..) in fresh.iter_mut().rev() {
+            if since.is_some() {
+                break;
+            }
+            *since = Some(now);
+        }
+        while let Some((Some(since), ..)) = fresh.front()
+            && now.saturating_duration_since(*since) >= FRESH
+            && let Some((_, room, sid)) = fresh.pop_front()
+        {
+            let room = state.rooms.get(&room);
+            let is_present =
+                room.is_some_and(|room| room.participants.values().any(|one| one.sid == sid));
+            if !is_present {
+                held.remove(&sid);
+            }
+        }
     }
 
     /// What is held of a session.
     #[must_use]
     pub fn get(&self, sid: &ParticipantSid) -> Option<Held> {
-        self.lock().get(sid).cloned()
+        self.lock().held.get(sid).cloned()
     }
 
     /// The participant left.
     pub fn forget(&self, sid: &ParticipantSid) {
-        self.lock().remove(sid);
+        self.lock().held.remove(sid);
     }
 
     /// Keeps only those whose participants are there, after events were lost.
@@ -351,13 +386,13 @@ impl Checkpoints {
             .values()
             .flat_map(|room| room.participants.values().map(|p| &p.sid))
             .collect();
-        self.lock().retain(|sid, _| present.contains(sid));
+        self.lock().held.retain(|sid, _| present.contains(sid));
     }
 
     /// How many sessions parts are held of.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.lock().len()
+        self.lock().held.len()
     }
 
     /// Whether nothing is held.
@@ -444,6 +479,17 @@ mod tests {
             subscriber: Bytes::new(),
             keepsake: Bytes::from_static(keepsake),
             ..proto::Checkpoint::default()
+        }
+    }
+
+    #[test]
+    fn parts_that_come_after_the_departure_are_forgotten() {
+        let (checkpoints, state) = (Checkpoints::default(), State::default());
+        let start = Instant::now();
+        checkpoints.put(checkpoint(1, b"k", b""));
+        for (after, left) in [(0, 1), (9, 1), (10, 0)] {
+            checkpoints.forget_late(start + Duration::from_secs(after), &state);
+            assert_eq!(checkpoints.len(), left, "after {after} s");
         }
     }
 

@@ -25,7 +25,7 @@ impl Rooms {
     /// Somebody joined, here or elsewhere: recent messages of participants here are for them too.
     pub(super) fn replay(&mut self, now: Instant, name: &RoomName, joined: &Participant) {
         let is_here = joined.home == self.node;
-        let revision = self.state.revision;
+        let revision = self.revision;
         let local = if is_here {
             self.rooms.entry(name.clone()).or_default()
         } else {
@@ -67,7 +67,7 @@ impl Rooms {
         moved: &Participant,
         former: NodeId,
     ) {
-        let state = self.state.clone();
+        let (state, revision) = (self.state.clone(), self.revision);
         let room = state.rooms.get(name);
         let Some(local) = self.rooms.get_mut(name) else {
             return;
@@ -91,7 +91,7 @@ impl Rooms {
                     continue;
                 }
                 if !is_here {
-                    let data = to_proto(name, message, Some(&moved.sid), state.revision);
+                    let data = to_proto(name, message, Some(&moved.sid), revision);
                     self.outgoing.push(Outgoing {
                         to: moved.home,
                         body: Body::Data(data),
@@ -104,7 +104,7 @@ impl Rooms {
         }
         if is_here && let Some(session) = local.sessions.get_mut(&moved.sid) {
             session.joined = true;
-            session.since = state.revision;
+            session.since = revision;
         }
     }
 
@@ -162,7 +162,7 @@ impl Rooms {
                         continue;
                     }
                     if present.home != self.node {
-                        let data = to_proto(name, message, Some(sid), state.revision);
+                        let data = to_proto(name, message, Some(sid), self.revision);
                         self.outgoing.push(Outgoing {
                             to: present.home,
                             body: Body::Data(data),
