@@ -658,7 +658,7 @@ impl World {
             association,
             payload,
         };
-        let lane = 4 + association.boot.0 * 1000 + association.key;
+        let lane = association.lane();
         self.stream(
             End::Client(number),
             End::Node(association.node),

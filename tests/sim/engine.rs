@@ -165,7 +165,8 @@ impl World {
                         association,
                         payload,
                     };
-                    self.stream(End::Node(id), End::Client(client), 4 + key, message);
+                    let lane = association.lane();
+                    self.stream(End::Node(id), End::Client(client), lane, message);
                 } else {
                     self.process(id).engine_held(key, payload);
                 }

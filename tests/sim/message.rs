@@ -216,3 +216,11 @@ pub struct Association {
     /// Session.
     pub key: u64,
 }
+
+impl Association {
+    /// The lane of its messages, either way.
+    #[must_use]
+    pub const fn lane(&self) -> u64 {
+        4 + self.boot.0 * 1000 + self.key
+    }
+}

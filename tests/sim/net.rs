@@ -60,6 +60,8 @@ pub struct Net {
     pub weather: Weather,
     cut: BTreeMap<(End, End), u32>,
     streams: BTreeMap<Lane, Stream>,
+    /// Those that were closed with something held: nothing comes out of them any more.
+    broken: BTreeSet<Lane>,
     /// When the last thing arrives that is carried by other nodes.
     carried: BTreeMap<(End, End), Time>,
 }
@@ -70,6 +72,7 @@ impl Default for Net {
             weather: CLEAR,
             cut: BTreeMap::new(),
             streams: BTreeMap::new(),
+            broken: BTreeSet::new(),
             carried: BTreeMap::new(),
         }
     }
@@ -159,6 +162,9 @@ impl Net {
 
     /// A message arrives at a way that has been cut meanwhile, or behind held ones: it waits, too.
     pub fn hold(&mut self, lane: Lane, message: Message) -> Option<Message> {
+        if self.broken.contains(&lane) {
+            return None;
+        }
         let is_cut = self.is_cut(lane.0, lane.1);
         let stream = self.streams.entry(lane).or_default();
         if is_cut || !stream.held.is_empty() {
@@ -195,8 +201,12 @@ impl Net {
         stream.held.drain(..).collect()
     }
 
-    /// Both ends have done with a stream.
+    /// Both ends have done with a stream. What is on its way still arrives, unless it would come without what was held
+    /// before it.
     pub fn close(&mut self, lane: Lane) {
-        self.streams.remove(&lane);
+        let closed = self.streams.remove(&lane);
+        if closed.is_some_and(|stream| !stream.held.is_empty()) {
+            self.broken.insert(lane);
+        }
     }
 }

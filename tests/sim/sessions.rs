@@ -21,7 +21,7 @@ use flotilla_signal::session::{
 use tokio::sync::oneshot;
 
 use crate::bug::Bug;
-use crate::message::Message;
+use crate::message::{Association, Message};
 use crate::net::End;
 use crate::node::{Failure, Process, Reader, Waiter};
 use crate::time::{Time, ms, secs};
@@ -602,8 +602,13 @@ impl World {
         process.engine.peers.remove(&key);
         process.sessions.remove(&key);
         let is_last = process.sessions.values().all(|task| task.room != room);
+        let association = Association {
+            node: id,
+            boot: process.boot,
+            key,
+        };
         self.net
-            .close((End::Node(id), End::Client(client), 4 + key));
+            .close((End::Node(id), End::Client(client), association.lane()));
         if is_last && self.bug == Some(Bug::RoomClosedWhenLocallyEmpty) {
             let room = room.clone();
             self.propose(
