@@ -242,7 +242,7 @@ impl Task {
             .catch_unwind()
             .await;
         if turns.is_ok() {
-            self.lend().await;
+            self.lend(&mut outlet).await;
         }
         node.hub.unregister(&room, &sid);
         shard.send(Order::Detach(key)).await;

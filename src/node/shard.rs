@@ -475,8 +475,9 @@ impl Shard {
                     }
                 }
                 Ok(Order::Lend(session, to, answer)) => {
-                    // What was queued before goes out before the borrower sends.
+                    // What was queued before goes out before the borrower sends, and what came before is the session's.
                     self.flush(engine);
+                    self.give_events(engine);
                     let peers = session.peers().into_iter();
                     let lent = peers.filter_map(|peer| {
                         let lent = engine.lend(now, peer, to);

@@ -247,8 +247,8 @@ enum Phase {
     Live(Box<Live>),
     /// The departure has been proposed.
     Leaving(Leaving),
-    /// Over; every input is ignored.
-    Ended,
+    /// Over; every input is ignored. Kept: what goes on at another node.
+    Ended(Option<Box<Live>>),
 }
 
 impl Session {
@@ -304,10 +304,18 @@ impl Session {
                         flow
                     }
                 },
-                Phase::Leaving(_) | Phase::Ended => Flow::Stay,
+                Phase::Leaving(_) | Phase::Ended(_) => Flow::Stay,
             },
         };
         self.follow(flow);
+    }
+
+    /// A reliable message that the client's connection had acknowledged here before it went on at another node: it is
+    /// passed on all the same ([`Output::Data`]), unless the participant has left.
+    pub fn take_last_data(&mut self, payload: &[u8]) {
+        if let Phase::Live(live) | Phase::Ended(Some(live)) = &mut self.phase {
+            live.handle_data(&mut self.core, media::Channel::Reliable, payload);
+        }
     }
 
     /// The next output.
@@ -322,7 +330,7 @@ impl Session {
             Phase::Live(live) => live.deadline(),
             Phase::Adopting(adoption) => Some(adoption.deadline()),
             Phase::Joining(_) | Phase::Leaving(_) => None,
-            Phase::Ended => return None,
+            Phase::Ended(_) => return None,
         };
         own.into_iter().chain(self.core.proposals.deadline()).min()
     }
@@ -429,7 +437,7 @@ impl Session {
         match &mut self.phase {
             Phase::Live(live) => live.handle_timeout(&mut self.core, now),
             Phase::Adopting(adoption) => adoption.handle_timeout(&mut self.core, now),
-            Phase::Joining(_) | Phase::Leaving(_) | Phase::Ended => Flow::Stay,
+            Phase::Joining(_) | Phase::Leaving(_) | Phase::Ended(_) => Flow::Stay,
         }
     }
 
@@ -442,7 +450,7 @@ impl Session {
             Phase::Adopting(adoption) => adoption.handle_event(&mut self.core, change, room),
             Phase::Live(live) => live.handle_event(&mut self.core, now, change, room),
             Phase::Leaving(leaving) => leaving.handle_event(&self.core, change),
-            Phase::Ended => Flow::Stay,
+            Phase::Ended(_) => Flow::Stay,
         }
     }
 
@@ -451,16 +459,20 @@ impl Session {
         match flow {
             Flow::Stay => {}
             Flow::Leave(reason) => {
-                if !matches!(self.phase, Phase::Leaving(_) | Phase::Ended) {
+                if !matches!(self.phase, Phase::Leaving(_) | Phase::Ended(_)) {
                     let epoch = self.epoch();
                     self.phase = Phase::Leaving(Leaving::propose(&mut self.core, reason, epoch));
                 }
             }
             Flow::End(reason) => {
-                if !matches!(self.phase, Phase::Ended) {
+                if !matches!(self.phase, Phase::Ended(_)) {
                     self.core.close_signal();
                     self.core.output(Output::Close(Close::Session { reason }));
-                    self.phase = Phase::Ended;
+                    let here = self.core.config.node;
+                    self.phase = match std::mem::replace(&mut self.phase, Phase::Ended(None)) {
+                        Phase::Live(live) if live.me.home != here => Phase::Ended(Some(live)),
+                        _ => Phase::Ended(None),
+                    };
                 }
             }
         }

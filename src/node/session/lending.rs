@@ -12,11 +12,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use flotilla_media::command::Continuation;
 use flotilla_model::id::{NodeId, ParticipantSid};
-use flotilla_signal::media::Target;
+use flotilla_signal::media::{Channel, Event, Target};
+use flotilla_signal::session::Output;
 use tokio::sync::oneshot;
 use tracing::info;
 
+use super::inbox::{Message, Outlet};
 use super::media::SessionKey;
 use super::{Sessions, Task};
 use crate::mesh::enroll::wall_clock_ms;
@@ -90,11 +93,12 @@ impl Sessions {
         sid: &ParticipantSid,
         to: NodeId,
     ) {
-        let (answer, lent) = oneshot::channel();
-        shard.send(Order::Lend(key, to, answer)).await;
-        let Ok(Ok(lent)) = tokio::time::timeout(LEND_MAX, lent).await else {
-            return;
-        };
+        let lent = close_for(shard, key, to).await;
+        self.offer(sid, to, lent);
+    }
+
+    /// Hands out what is lent when the borrower asks.
+    fn offer(&self, sid: &ParticipantSid, to: NodeId, lent: Vec<(Target, Continuation)>) {
         let wall = wall_clock_ms();
         let mut parts = [Bytes::new(), Bytes::new()];
         for (target, connection) in lent {
@@ -108,15 +112,50 @@ impl Sessions {
     }
 }
 
+/// Ends a session's connections here. Gives those whose paths can be lent; whatever came on them until then has been
+/// given to the session.
+async fn close_for(
+    shard: &ShardHandle,
+    key: SessionKey,
+    to: NodeId,
+) -> Vec<(Target, Continuation)> {
+    let (answer, lent) = oneshot::channel();
+    shard.send(Order::Lend(key, to, answer)).await;
+    let lent = tokio::time::timeout(LEND_MAX, lent).await;
+    lent.ok().and_then(Result::ok).unwrap_or_default()
+}
+
 impl Task {
     /// If the participant is another node's now, its connections end here and are lent to that.
-    pub(super) async fn lend(&mut self) {
+    pub(super) async fn lend(&mut self, outlet: &mut Outlet) {
         let (node, sid) = (&self.node, self.session.sid());
         let to = node.hub.lending().borrower(sid).or_else(|| self.moved_to());
         let Some(to) = to.filter(|_| self.attached) else {
             return;
         };
-        node.lend(&self.shard, self.key, sid, to).await;
+        let (node, sid) = (node.clone(), sid.clone());
+        let lent = close_for(&self.shard, self.key, to).await;
+        self.pass_on_rest(outlet);
+        node.offer(&sid, to, lent);
+    }
+
+    /// Passes on the client's last messages, which it takes for received.
+    fn pass_on_rest(&mut self, outlet: &mut Outlet) {
+        while let Some(message) = outlet.try_receive() {
+            if let Message::Media(Event::Data {
+                channel: Channel::Reliable,
+                payload,
+            }) = message
+            {
+                self.session.take_last_data(&payload);
+            }
+        }
+        while let Some(output) = self.session.poll() {
+            if let Output::Data(data) = output {
+                self.node.hub.distribute(self.session.room(), data);
+            }
+        }
+        self.count_discards();
     }
 
     /// The participant's home, if it is another node.

@@ -145,7 +145,7 @@ impl Session {
                 self.core.close_signal();
                 Flow::End(LeaveReason::Unknown)
             }
-            Phase::Leaving(_) | Phase::Ended => Flow::Stay,
+            Phase::Leaving(_) | Phase::Ended(_) => Flow::Stay,
         }
     }
 }

@@ -311,3 +311,20 @@ fn what_comes_during_the_join_is_handed_over_after_it() {
     world.media(dave, media::Event::ChannelOpen { target, channel });
     assert_eq!(payloads(&mut world, dave), ["before"]);
 }
+
+/// The client's connection has acknowledged a message that its session had not seen when another node took it over.
+#[test]
+fn the_last_messages_before_a_move_are_passed_on_and_those_of_the_removed_are_not() {
+    let (mut world, [alice, bob, carol]) = three();
+    world.adopt("alice", parameters(true));
+    world.command(remove("carol"));
+    world.seats[bob].take_media();
+    for (seat, said) in [(alice, "moved"), (carol, "removed")] {
+        let payload = packet(1, &[], said);
+        world.seats[seat].session.take_last_data(&payload);
+        // It comes once, however often.
+        world.seats[seat].session.take_last_data(&payload);
+    }
+    world.run();
+    assert_eq!(payloads(&mut world, bob), ["moved"]);
+}
