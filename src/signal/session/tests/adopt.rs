@@ -179,6 +179,29 @@ fn a_client_that_says_nothing_of_itself_gets_new_peers() {
     );
 }
 
+/// A message of somebody else, whose payload is its number.
+fn said(from: &ParticipantSid, sequence: u32) -> Input<'static> {
+    Input::Data(Arc::new(DataOut {
+        from: from.clone(),
+        from_identity: "bob".into(),
+        channel: Channel::Reliable,
+        destinations: Vec::new(),
+        sequence,
+        content: 2,
+        payload: Bytes::copy_from_slice(&[sequence as u8]),
+    }))
+}
+
+/// Payloads of the messages handed to a client since this was asked last.
+fn heard(world: &mut World, seat: usize) -> Vec<u8> {
+    let commands = world.seats[seat].take_media().into_iter();
+    let payloads = commands.filter_map(|command| match command {
+        media::Command::SendData { payload, .. } => Some(payload[0]),
+        _ => None,
+    });
+    payloads.collect()
+}
+
 #[test]
 fn data_waits_until_the_client_has_said_what_it_has() {
     let mut world = World::new();
@@ -187,17 +210,7 @@ fn data_waits_until_the_client_has_said_what_it_has() {
     let from = world.seats[bob].session.sid().clone();
     let next = world.begin_adopt("alice", parameters(true));
     world.run();
-    let message = |sequence: u32| {
-        Input::Data(Arc::new(DataOut {
-            from: from.clone(),
-            from_identity: "bob".into(),
-            channel: Channel::Reliable,
-            destinations: Vec::new(),
-            sequence,
-            content: 2,
-            payload: Bytes::copy_from_slice(&[sequence as u8]),
-        }))
-    };
+    let message = |sequence: u32| said(&from, sequence);
     // A new one comes before those that bob's node sends again.
     for sequence in [3, 1, 2, 3] {
         world.input(next, message(sequence));
@@ -220,24 +233,9 @@ fn data_waits_until_the_client_has_said_what_it_has() {
             channel: Channel::Reliable,
         },
     );
-    let sent: Vec<u8> = world.seats[next]
-        .take_media()
-        .into_iter()
-        .filter_map(|command| match command {
-            media::Command::SendData { payload, .. } => Some(payload[0]),
-            _ => None,
-        })
-        .collect();
-    assert_eq!(sent, [2, 3, 4]);
+    assert_eq!(heard(&mut world, next), [2, 3, 4]);
     // What is new comes before what another node sends again on its own way.
-    let sent = |world: &mut World| -> Vec<u8> {
-        let commands = world.seats[next].take_media().into_iter();
-        let payloads = commands.filter_map(|command| match command {
-            media::Command::SendData { payload, .. } => Some(payload[0]),
-            _ => None,
-        });
-        payloads.collect()
-    };
+    let sent = |world: &mut World| heard(world, next);
     for sequence in [7, 8, 5, 5] {
         world.input(next, message(sequence));
     }
@@ -264,18 +262,7 @@ fn what_somebody_said_who_has_left_is_not_said_again() {
     world.input(next, Input::Claimed(Box::default()));
     let left = ParticipantSid("PA_left".into());
     for sequence in 1..=3 {
-        world.input(
-            next,
-            Input::Data(Arc::new(DataOut {
-                from: left.clone(),
-                from_identity: "bob".into(),
-                channel: Channel::Reliable,
-                destinations: Vec::new(),
-                sequence,
-                content: 2,
-                payload: Bytes::copy_from_slice(&[sequence as u8]),
-            })),
-        );
+        world.input(next, said(&left, sequence));
     }
     let state = proto::SyncState {
         datachannel_receive_states: vec![proto::DataChannelReceiveState {
@@ -292,14 +279,7 @@ fn what_somebody_said_who_has_left_is_not_said_again() {
             channel: Channel::Reliable,
         },
     );
-    let commands = world.seats[next].take_media().into_iter();
-    let sent: Vec<u8> = commands
-        .filter_map(|command| match command {
-            media::Command::SendData { payload, .. } => Some(payload[0]),
-            _ => None,
-        })
-        .collect();
-    assert_eq!(sent, [3]);
+    assert_eq!(heard(&mut world, next), [3]);
 }
 
 #[test]
