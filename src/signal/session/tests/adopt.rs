@@ -192,6 +192,20 @@ fn said(from: &ParticipantSid, sequence: u32) -> Input<'static> {
     }))
 }
 
+/// A client says up to which number it has somebody's messages, and its channel opens.
+fn goes_on(world: &mut World, seat: usize, from: &ParticipantSid, last_seq: u32) {
+    let state = proto::SyncState {
+        datachannel_receive_states: vec![proto::DataChannelReceiveState {
+            publisher_sid: from.to_string(),
+            last_seq,
+        }],
+        ..sync_state(&[])
+    };
+    world.ask(seat, Asked::SyncState(state));
+    let (target, channel) = (Target::Publisher, Channel::Reliable);
+    world.media(seat, media::Event::ChannelOpen { target, channel });
+}
+
 /// Payloads of the messages handed to a client since this was asked last.
 fn heard(world: &mut World, seat: usize) -> Vec<u8> {
     let commands = world.seats[seat].take_media().into_iter();
@@ -218,21 +232,7 @@ fn data_waits_until_the_client_has_said_what_it_has() {
     world.input(next, Input::Claimed(Box::default()));
     world.input(next, message(4));
     assert!(world.seats[next].take_media().is_empty());
-    let state = proto::SyncState {
-        datachannel_receive_states: vec![proto::DataChannelReceiveState {
-            publisher_sid: from.to_string(),
-            last_seq: 1,
-        }],
-        ..sync_state(&[])
-    };
-    world.ask(next, Asked::SyncState(state));
-    world.media(
-        next,
-        media::Event::ChannelOpen {
-            target: Target::Publisher,
-            channel: Channel::Reliable,
-        },
-    );
+    goes_on(&mut world, next, &from, 1);
     assert_eq!(heard(&mut world, next), [2, 3, 4]);
     // What is new comes before what another node sends again on its own way.
     let sent = |world: &mut World| heard(world, next);
@@ -264,21 +264,7 @@ fn what_somebody_said_who_has_left_is_not_said_again() {
     for sequence in 1..=3 {
         world.input(next, said(&left, sequence));
     }
-    let state = proto::SyncState {
-        datachannel_receive_states: vec![proto::DataChannelReceiveState {
-            publisher_sid: left.to_string(),
-            last_seq: 2,
-        }],
-        ..sync_state(&[])
-    };
-    world.ask(next, Asked::SyncState(state));
-    world.media(
-        next,
-        media::Event::ChannelOpen {
-            target: Target::Publisher,
-            channel: Channel::Reliable,
-        },
-    );
+    goes_on(&mut world, next, &left, 2);
     assert_eq!(heard(&mut world, next), [3]);
 }
 
