@@ -159,6 +159,7 @@ impl Client {
             sid: sid.unwrap_or_default(),
             resumes: resumes.clone(),
             heard_at: Instant::now(),
+            up_by: None,
             socket,
             peers,
             responses: responses.clone(),
@@ -296,6 +297,8 @@ struct Driver {
     resumes: Arc<AtomicU32>,
     /// When the server said something last.
     heard_at: Instant,
+    /// By when the connections have to be up again after a resume.
+    up_by: Option<Instant>,
 }
 
 /// Owns the negotiation: server messages, requests and publications, one at a time.
@@ -372,6 +375,9 @@ impl Driver {
             _ = self.ping.tick() => {
                 if self.heard_at.elapsed() > self.options.silence_max {
                     return Step::Lost(Err(anyhow::anyhow!("the server says nothing")));
+                }
+                if self.is_overdue() {
+                    return Step::Lost(Err(anyhow::anyhow!("no connection after a resume")));
                 }
                 let ping = Ask::PingReq(proto::Ping::default());
                 Step::sent(self.socket.send(ping).await)

@@ -45,6 +45,8 @@ pub(super) struct Peers {
     early: [Option<Vec<RTCIceCandidateInit>>; 2],
     /// What a resume has to tell.
     pub(super) state: State,
+    /// How the connections that are in use stand.
+    standings: Vec<watch::Receiver<RTCPeerConnectionState>>,
 }
 
 /// The publisher's data channels, which open after the first offer.
@@ -119,6 +121,7 @@ struct Handler {
     received: Received,
     opened: Opened,
     up: Arc<Mutex<Option<oneshot::Sender<()>>>>,
+    standing: watch::Sender<RTCPeerConnectionState>,
     streams: Option<Arc<Streams>>,
 }
 
@@ -130,6 +133,7 @@ const FEEDBACKS_PER_REPORT: usize = 10;
 #[async_trait::async_trait]
 impl PeerConnectionEventHandler for Handler {
     async fn on_connection_state_change(&self, state: RTCPeerConnectionState) {
+        self.standing.send_replace(state);
         if state == RTCPeerConnectionState::Connected
             && let Some(up) = self.up.lock().await.take()
         {
@@ -278,16 +282,23 @@ impl Peers {
     ) -> Result<Self> {
         let streams = options.tap.clone().map(Streams::new);
         let (received, opened) = (Received::default(), Opened::default());
-        let handler = |up| Handler {
+        let (subscribed, subscriber_stands) = watch::channel(RTCPeerConnectionState::New);
+        let (published, publisher_stands) = watch::channel(RTCPeerConnectionState::New);
+        let mut standings = vec![subscriber_stands];
+        if options.publishes {
+            standings.push(publisher_stands);
+        }
+        let handler = |up, standing| Handler {
             received: received.clone(),
             opened: opened.clone(),
             packets: packets.clone(),
             messages: messages.clone(),
             up: Arc::new(Mutex::new(up)),
+            standing,
             streams: streams.clone(),
         };
-        let subscriber = connection(options, handler(Some(up))).await?;
-        let publisher = connection(options, handler(None)).await?;
+        let subscriber = connection(options, handler(Some(up), subscribed)).await?;
+        let publisher = connection(options, handler(None, published)).await?;
         let reliable = publisher.create_data_channel("_reliable", None).await?;
         let lossy = publisher
             .create_data_channel(
@@ -321,6 +332,7 @@ impl Peers {
         };
         Ok(Self {
             state: State::new(received, opened),
+            standings,
             publisher,
             subscriber,
             channels,
@@ -433,6 +445,13 @@ impl Peers {
             sequence: Mutex::new(rand::random()),
         };
         Ok((sender, self.offer().await?))
+    }
+
+    /// Whether every connection in use is up.
+    pub(super) fn are_up(&self) -> bool {
+        let is_up =
+            |standing: &watch::Receiver<_>| *standing.borrow() == RTCPeerConnectionState::Connected;
+        self.standings.iter().all(is_up)
     }
 
     /// Remembers a track for a resume.

@@ -21,6 +21,9 @@ const RESUME_MAX: Duration = Duration::from_secs(10);
 const ANSWER_MAX: Duration = Duration::from_millis(1000);
 /// And so long to say that it takes clients.
 const CHECK_MAX: Duration = Duration::from_millis(300);
+/// How long the connections may take to come up again after a resume before it counts as failed. SDKs give them
+/// fifteen seconds; media is to be measured here, not their patience.
+const UP_MAX: Duration = Duration::from_secs(3);
 /// Between two rounds over all nodes.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Reliable messages kept to be sent again.
@@ -167,8 +170,18 @@ impl Driver {
         bail!("not resumed within {RESUME_MAX:?}: {last:?}")
     }
 
+    /// Whether a resume has failed: its time is over, and a connection is not up.
+    pub(super) fn is_overdue(&mut self) -> bool {
+        if self.up_by.is_none_or(|by| Instant::now() < by) {
+            return false;
+        }
+        self.up_by = None;
+        !self.peers.are_up()
+    }
+
     async fn go_on(&mut self, reconnect: &proto::ReconnectResponse) -> Result<()> {
         self.heard_at = Instant::now();
+        self.up_by = Some(self.heard_at + UP_MAX);
         let state = &self.peers.state;
         let mut data_channels = self.peers.channels.infos();
         data_channels.extend(state.opened.infos());
