@@ -30,6 +30,8 @@ pub struct Change {
     pub at: UnixMillis,
     /// What happened, in order; may be empty.
     pub events: Vec<Event>,
+    /// The state right before its log entry.
+    pub before: Arc<State>,
     /// The state right after its log entry: after this change and those that share the entry.
     /// Without the remembered requests, which nobody but the state machine needs.
     pub state: Arc<State>,
@@ -258,6 +260,7 @@ mod tests {
                     log_index: revision,
                     at: UnixMillis(revision),
                     events: Vec::new(),
+                    before: state(revision - 1),
                     state: state(revision),
                 })
             })

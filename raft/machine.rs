@@ -65,6 +65,14 @@ struct Chunk {
     responders: Vec<openraft::storage::ApplyResponder<TypeConfig>>,
 }
 
+impl Chunk {
+    /// The state after what has been applied.
+    fn state(&self, history: &History) -> Arc<State> {
+        let last = self.changes.last();
+        last.map_or_else(|| history.state(), |change| Arc::clone(&change.state))
+    }
+}
+
 impl Machine {
     pub(crate) fn new(
         history: Arc<History>,
@@ -100,6 +108,7 @@ impl Machine {
             events.push((self.state.revision, applied.events));
             chunk.results.push((entry.request, applied.result));
         }
+        let before = chunk.state(&self.history);
         // One copy per entry, not per command: while nobody holds a copy, maps change in place.
         let state = Arc::new(shown(&self.state));
         chunk
@@ -110,6 +119,7 @@ impl Machine {
                     log_index: id.index,
                     at: self.at,
                     events,
+                    before: Arc::clone(&before),
                     state: Arc::clone(&state),
                 })
             }));
@@ -122,10 +132,7 @@ impl Machine {
 
     /// Shows what was applied, then answers: whoever gets an answer finds the change in the state.
     fn publish(&self, chunk: &mut Chunk) {
-        let state = chunk
-            .changes
-            .last()
-            .map_or_else(|| self.history.state(), |change| Arc::clone(&change.state));
+        let state = chunk.state(&self.history);
         let applied = Applied {
             state,
             log_index: self.applied.map(|id| id.index),

@@ -223,6 +223,14 @@ pub enum Command {
         /// `livekit.DataPacket` bytes.
         payload: Bytes,
     },
+    /// A message that arrived ([`crate::event::Event::Data`]) is kept elsewhere too: the client is told that
+    /// it arrived, and forgets it. Without it that is said after [`crate::peer::sctp::DataLimits::hold_max`].
+    DataSafe {
+        /// Which peer.
+        peer: PeerId,
+        /// The message's number.
+        number: u64,
+    },
     /// Another node (this start of it) can be reached for relays at this address: the one of its
     /// shards that serves the same rooms. Replaces what was known of the node.
     SetLink {

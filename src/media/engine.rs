@@ -478,11 +478,16 @@ impl Engine {
                     self.hasten_checkpoint(now, id);
                     self.push_event(Event::ChannelOpen { peer: id, channel });
                 }
-                TransportEvent::Data { channel, payload } => {
+                TransportEvent::Data {
+                    channel,
+                    payload,
+                    number,
+                } => {
                     self.push_event(Event::Data {
                         peer: id,
                         channel,
                         payload,
+                        number,
                     });
                 }
                 TransportEvent::UfragRetired(ufrag) => {

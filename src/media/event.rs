@@ -112,6 +112,9 @@ pub enum Event {
         channel: Channel,
         /// `livekit.DataPacket` bytes.
         payload: Bytes,
+        /// Number to be given to [`crate::command::Command::DataSafe`] once the message is kept elsewhere
+        /// too, or known not to matter; 0: that is not waited for.
+        number: u64,
     },
     /// Loudness of local audio tracks that are or were just active, a few times a second.
     AudioLevels {

@@ -151,6 +151,13 @@ impl State {
                 cause,
                 taker,
             } => self.lose_node_to(context, (*node, *boot), *cause, *taker),
+            Command::NodeLostIn {
+                node,
+                stint,
+                cause,
+                taker,
+            } => self.lose_node_in(context, (*node, *stint), *cause, *taker),
+            Command::NodeReturns { node, boot } => self.return_node(context, *node, *boot),
             Command::ReleaseAddresses {
                 node,
                 boot,

@@ -63,6 +63,16 @@ impl LossCause {
     }
 }
 
+/// A spell of a node's service: one of its starts, and how often that has come back into service after
+/// its lease had ended. What others see of a node says something of the stint that they knew it in alone.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Debug)]
+pub struct Stint {
+    /// Start of its process.
+    pub boot: BootId,
+    /// Times that it has come back; 0 for all stints of a start before every node read encoding version 5.
+    pub returns: u32,
+}
+
 /// A node. It writes its own record at every start.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
 pub struct Node {
@@ -95,6 +105,23 @@ impl Node {
         Formats::of(&self.version)
     }
 
+    /// What it is in now.
+    #[must_use]
+    pub fn stint(&self) -> Stint {
+        let returns = metadata(&self.version).find_map(returns_of);
+        Stint {
+            boot: self.boot,
+            returns: returns.unwrap_or(0),
+        }
+    }
+
+    /// The record in another stint of the same start. `returns` stand where moving addresses do.
+    #[must_use]
+    pub(crate) fn with_returns(self, returns: u32) -> Self {
+        let told = (returns > 0).then(|| format!("{RETURNS}{returns}"));
+        self.with_metadata(|part| returns_of(part).is_none(), told)
+    }
+
     /// Addresses that clients reach its media at and that move to whoever takes its people over: its
     /// own, and those of lost nodes that it holds. At most [`MOVING_MAX`].
     ///
@@ -110,14 +137,23 @@ impl Node {
 
     /// The record with other moving addresses.
     #[must_use]
-    pub fn with_moving_addresses(mut self, addresses: &[IpAddr]) -> Self {
-        let (software, _) = self.version.split_once('+').unwrap_or((&self.version, ""));
-        let kept = metadata(&self.version).filter(|part| moving_of(part).is_none());
+    pub fn with_moving_addresses(self, addresses: &[IpAddr]) -> Self {
         let moving = addresses
             .iter()
             .take(MOVING_MAX)
             .map(|address| moving_text(*address));
-        let parts: Vec<String> = kept.map(str::to_owned).chain(moving).collect();
+        self.with_metadata(|part| moving_of(part).is_none(), moving)
+    }
+
+    /// The record with the parts of its version's build metadata that are to be kept, and others behind them.
+    fn with_metadata(
+        mut self,
+        is_kept: impl Fn(&str) -> bool,
+        others: impl IntoIterator<Item = String>,
+    ) -> Self {
+        let (software, _) = self.version.split_once('+').unwrap_or((&self.version, ""));
+        let kept = metadata(&self.version).filter(|part| is_kept(part));
+        let parts: Vec<String> = kept.map(str::to_owned).chain(others).collect();
         self.version = if parts.is_empty() {
             software.to_owned()
         } else {
@@ -132,6 +168,13 @@ pub const MOVING_MAX: usize = 4;
 
 /// What a moving address begins with in a version's build metadata; its bytes follow in hexadecimal.
 const MOVING: &str = "moving";
+
+/// What the number of returns begins with there.
+const RETURNS: &str = "returns";
+
+fn returns_of(part: &str) -> Option<u32> {
+    part.strip_prefix(RETURNS)?.parse().ok()
+}
 
 fn metadata(version: &str) -> impl Iterator<Item = &str> {
     let metadata = version.split_once('+').map_or("", |(_, metadata)| metadata);
@@ -239,6 +282,24 @@ mod tests {
                 "{other}"
             );
         }
+    }
+
+    #[test]
+    fn returns_stand_beside_moving_addresses() {
+        let moving = [IpAddr::from([10, 79, 0, 201])];
+        let first = Node {
+            version: "0.1.0+log5.mesh1".to_owned(),
+            ..crate::apply::tests::node(1, 7)
+        };
+        let boot = BootId(7);
+        assert_eq!(first.stint(), Stint { boot, returns: 0 });
+        let second = first.clone().with_returns(1).with_moving_addresses(&moving);
+        assert_eq!(second.stint(), Stint { boot, returns: 1 });
+        assert_eq!(second.moving_addresses(), moving);
+        assert_eq!(second.formats(), Formats { log: 5, mesh: 1 });
+        let third = second.with_returns(2).with_moving_addresses(&[]);
+        assert_eq!(third.version, "0.1.0+log5.mesh1.returns2");
+        assert_eq!(third.with_returns(0), first);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::cluster::{LossCause, Node, NodeState};
+use crate::cluster::{LossCause, Node, NodeState, Stint};
 use crate::id::{
     BootId, Epoch, Identity, NodeId, ParticipantSid, RequestId, RoomName, RoomSid, TrackSid,
     UnixMillis, Version,
@@ -286,6 +286,27 @@ pub enum Command {
         /// Addresses.
         addresses: Vec<IpAddr>,
     },
+    /// As [`Command::NodeLost`] and, with a taker, [`Command::NodeLostTo`], by what was seen of one stint
+    /// of the node: refused if another has begun since. Since encoding version 5.
+    NodeLostIn {
+        /// Node.
+        node: NodeId,
+        /// Stint that was seen to end.
+        stint: Stint,
+        /// What the verdict rests on.
+        cause: LossCause,
+        /// Who takes its place, if its address moves.
+        taker: Option<NodeId>,
+    },
+    /// A node whose lease had ended begins another stint: it knows everything in the log before this, and
+    /// no verdict that rests on what was seen of it before follows. Refused if it is taken for lost. Since
+    /// encoding version 5.
+    NodeReturns {
+        /// Node.
+        node: NodeId,
+        /// Its start.
+        boot: BootId,
+    },
 }
 
 impl Command {
@@ -313,6 +334,23 @@ impl Command {
                 cause,
                 taker: _,
             } if version < 4 => Self::NodeLost { node, boot, cause },
+            Self::NodeLostIn {
+                node,
+                stint: Stint { boot, .. },
+                cause,
+                taker,
+            } if version < 5 => match taker {
+                Some(taker) => Self::NodeLostTo {
+                    node,
+                    boot,
+                    cause,
+                    taker,
+                }
+                .worded_for(version),
+                None => Self::NodeLost { node, boot, cause },
+            },
+            // What has no effect but its place in the log.
+            Self::NodeReturns { .. } if version < 5 => Self::Expire,
             other => other,
         }
     }
@@ -323,6 +361,7 @@ impl Command {
     pub const fn since_version(&self) -> u8 {
         // Every command stands here, so that a new one cannot be forgotten.
         match self {
+            Self::NodeLostIn { .. } | Self::NodeReturns { .. } => 5,
             Self::NodeLostTo { .. } | Self::ReleaseAddresses { .. } => 4,
             Self::Depart { .. } => 3,
             Self::NodeLost { .. } | Self::RemoveNode { .. } => 2,

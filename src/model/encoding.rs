@@ -20,8 +20,9 @@ use crate::command::Entry;
 
 /// The newest version. Each has what the one before has, and appends: version 2 `Command::NodeLost`,
 /// `Command::RemoveNode` and `NodeState::Lost`, version 3 `Command::Depart`, version 4
-/// `Command::NodeLostTo` and `Command::ReleaseAddresses`.
-pub const VERSION: u8 = 4;
+/// `Command::NodeLostTo` and `Command::ReleaseAddresses`, version 5 `Command::NodeLostIn` and
+/// `Command::NodeReturns`.
+pub const VERSION: u8 = 5;
 
 /// The first version; the layouts of all later ones extend it.
 pub(crate) const VERSION_MIN: u8 = 1;

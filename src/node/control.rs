@@ -85,8 +85,6 @@ impl Follower {
         let mut feed = self.group.feed();
         let mut reconciler = Reconciler::new(self.node, self.shards.handles().len());
         let mut state = feed.start().clone();
-        // Changes that share an entry share the state after it: this is the one before.
-        let (mut before, mut entry) = (state.clone(), 0);
         self.restart(&mut reconciler, &state).await;
         let mut count = tokio::time::interval(COUNT_INTERVAL);
         let mut ending: VecDeque<(Instant, ShardOrder)> = VecDeque::new();
@@ -95,12 +93,10 @@ impl Follower {
             tokio::select! {
                 change = feed.next() => match change {
                     Ok(change) => {
-                        let former = std::mem::replace(&mut state, change.state.clone());
-                        if std::mem::replace(&mut entry, change.log_index) != change.log_index {
-                            before = former;
-                        }
-                        self.takeovers.decided(&before, &state, &change.events);
-                        self.outcomes.note(Instant::now(), self.node, &before, &change.events);
+                        state = change.state.clone();
+                        let before = &change.before;
+                        self.takeovers.decided(before, &state, &change.events);
+                        self.outcomes.note(Instant::now(), self.node, before, &change.events);
                         if change.events.iter().any(is_of_nodes) {
                             self.link(&state);
                         }
@@ -140,7 +136,10 @@ impl Follower {
                     let due = due.filter(|order| !reconciler.is_wanted_again(order, &state));
                     self.send(due.into_iter().collect()).await;
                 }
-                _ = count.tick() => self.count(&state),
+                _ = count.tick() => {
+                    self.count(&state);
+                    self.hub.forget_old();
+                }
             }
         }
     }

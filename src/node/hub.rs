@@ -21,6 +21,7 @@ use crate::mesh::{Claims, Inbound, Mesh, proto};
 use crate::session::handover::Checkpoints;
 use crate::session::inbox::{Inbox, Message};
 use crate::session::lending::Lending;
+use crate::session::receipt::Receipt;
 use crate::session::unmissed::Unmissed;
 use crate::telemetry::Metrics;
 
@@ -76,8 +77,16 @@ impl Hub {
     fn change<T>(&self, act: impl FnOnce(&mut Rooms, Instant) -> T) -> T {
         let mut rooms = self.lock();
         let result = act(&mut rooms, Instant::now());
-        for Outgoing { to, body, reliable } in rooms.take_outgoing() {
-            self.shared.mesh.send(to, body, reliable);
+        for outgoing in rooms.take_outgoing() {
+            let Outgoing {
+                to,
+                boot,
+                body,
+                reliable,
+                receipt,
+            } = outgoing;
+            let mesh = &self.shared.mesh;
+            mesh.send_to_start(to, boot, body, reliable, receipt);
         }
         self.shared
             .metrics
@@ -190,9 +199,15 @@ impl Hub {
         self.change(|rooms, now| rooms.restart(now, state));
     }
 
-    /// Sends a message of a participant here, or of the API, to everybody it is for.
-    pub fn distribute(&self, name: &RoomName, message: Arc<DataOut>) {
-        self.change(|rooms, now| rooms.distribute(now, name, message));
+    /// Sends a message of a participant here, or of the API, to everybody it is for; a receipt is held until all
+    /// nodes that it goes to have it.
+    pub fn distribute(&self, name: &RoomName, message: Arc<DataOut>, receipt: Option<Receipt>) {
+        self.change(|rooms, now| rooms.distribute(now, name, message, receipt));
+    }
+
+    /// Forgets what has been kept for long enough. To be called every few seconds.
+    pub fn forget_old(&self) {
+        self.change(|rooms, now| rooms.forget_old(now));
     }
 
     /// Remembers a nonce of the API's `SendData`; whether it is new.

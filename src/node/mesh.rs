@@ -18,6 +18,7 @@ use flotilla_raft::{Channels, Tunnel};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
+use crate::session::receipt::Receipt;
 use crate::telemetry::Metrics;
 
 mod delay;
@@ -127,9 +128,18 @@ struct Shared {
     bound: Duration,
 }
 
+/// Something that waits for a link.
+struct Posted {
+    body: Body,
+    reliable: bool,
+    /// The start of the node that it is for; `None`: whichever is there.
+    boot: Option<BootId>,
+    receipt: Option<Receipt>,
+}
+
 struct Link {
     address: String,
-    queue: mpsc::Sender<(Body, bool)>,
+    queue: mpsc::Sender<Posted>,
     tasks: [AbortHandle; 2],
 }
 
@@ -164,13 +174,52 @@ impl Mesh {
         }
     }
 
-    /// Sends to a node; `reliable` bodies arrive in order and once as long as the node lives.
-    /// Returns whether the link took it.
+    /// Sends to a node; `reliable` bodies arrive in order and once as long as the node lives, and at its
+    /// next start if they were under way when it ended. Returns whether the link took it.
     pub fn send(&self, to: NodeId, body: Body, reliable: bool) -> bool {
+        let (boot, receipt) = (None, None);
+        self.post(
+            to,
+            Posted {
+                body,
+                reliable,
+                boot,
+                receipt,
+            },
+        )
+    }
+
+    /// As [`Mesh::send`], for one start of the node: another one does not get what was under way when it
+    /// answered first. The receipt is held until the node has said that it has it.
+    pub fn send_to_start(
+        &self,
+        to: NodeId,
+        boot: BootId,
+        body: Body,
+        reliable: bool,
+        receipt: Option<Receipt>,
+    ) -> bool {
+        let boot = Some(boot);
+        self.post(
+            to,
+            Posted {
+                body,
+                reliable,
+                boot,
+                receipt,
+            },
+        )
+    }
+
+    fn post(&self, to: NodeId, posted: Posted) -> bool {
+        let receipt = posted.receipt.clone();
         let taken = lock(&self.shared.links)
             .get(&to)
-            .is_some_and(|link| link.queue.try_send((body, reliable)).is_ok());
+            .is_some_and(|link| link.queue.try_send(posted).is_ok());
         if !taken {
+            if let Some(receipt) = receipt {
+                receipt.lose();
+            }
             self.shared.metrics.mesh_dropped.inc();
         }
         taken

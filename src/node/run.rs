@@ -72,6 +72,9 @@ const SEEDS_MAX: Duration = Duration::from_secs(60);
 const SEEDS_RETRY: Duration = Duration::from_millis(500);
 /// How often the group's state is copied into the metrics.
 const OBSERVE_INTERVAL: Duration = Duration::from_secs(2);
+/// How long a client is not told that a reliable message arrived, at most, while a node that is to have it has not
+/// got it. Well below the 400 ms after which clients send again.
+const SAFE_MAX: Duration = Duration::from_millis(100);
 /// How often a connection says where it stands if its address may move: so much of what it has sent need
 /// not be known to whoever goes on with it.
 const MOVING_CHECKPOINT_INTERVAL: Duration = Duration::from_millis(500);
@@ -251,6 +254,7 @@ impl Node {
             [0; 32],
         );
         engine.fresh_certificate = Arc::new(Certificate::generate()?);
+        engine.data.hold_max = SAFE_MAX;
         if config.floating.is_some() {
             engine.moves = true;
             engine.checkpoint_interval = MOVING_CHECKPOINT_INTERVAL;

@@ -50,6 +50,7 @@ pub mod handover;
 pub mod inbox;
 pub mod lending;
 pub mod media;
+pub mod receipt;
 mod takeover;
 pub mod unmissed;
 
@@ -57,6 +58,7 @@ use connection::Connection;
 use handover::{Transports, Vault};
 use inbox::{Inbox, Message, Outlet};
 use media::SessionKey;
+use receipt::Receipt;
 use unmissed::Kept;
 
 /// Longest time between an accepted join and the WebSocket being there.
@@ -181,6 +183,7 @@ impl Sessions {
             transports: Transports::default(),
             kept_at: Kept::default(),
             let_go: None,
+            receipt: None,
             attached: false,
             discards: Discards::default(),
             ended: None,
@@ -215,6 +218,8 @@ struct Task {
     kept_at: Kept,
     /// Who waits for this session to be gone.
     let_go: Option<oneshot::Sender<()>>,
+    /// Of the client's message that is being handled.
+    receipt: Option<Receipt>,
     /// The shard knows this session.
     attached: bool,
     /// What the session has thrown away, as far as it is counted in the metrics.
@@ -325,6 +330,7 @@ impl Task {
                 () = sleep_until(wake) => self.timeout(),
             }
             self.drain().await;
+            self.receipt = None;
             self.count_discards();
             if self.session.take_keepsake_changed() {
                 self.keep_wishes();
@@ -366,7 +372,18 @@ impl Task {
                 self.note_first_packet(&event);
                 self.session.handle(now, Input::Media(event));
             }
+            Message::Sent {
+                target,
+                channel,
+                payload,
+                number,
+            } => {
+                self.receipt = Receipt::of(&self.shard, self.key.peer(target), number);
+                let event = signal_media::Event::Data { channel, payload };
+                self.session.handle(now, Input::Media(event));
+            }
             Message::Data(data) => self.session.handle(now, Input::Data(data)),
+            Message::EarlyData(data) => self.session.handle(now, Input::EarlyData(data)),
             Message::Speakers(levels) => self.session.handle(now, Input::Speakers(&levels)),
             Message::Request {
                 connection,
@@ -482,7 +499,10 @@ impl Task {
                 Output::Propose { request, command } => self.propose(request, command),
                 Output::Claim { epoch } => self.claim = Some(self.claim(epoch).await),
                 Output::Media(command) => self.order(command).await,
-                Output::Data(data) => self.node.hub.distribute(self.session.room(), data),
+                Output::Data(data) => {
+                    let receipt = self.receipt.clone();
+                    self.node.hub.distribute(self.session.room(), data, receipt);
+                }
                 Output::Refuse(refusal) => {
                     if let Some(admission) = self.admission.take() {
                         let _ = admission.send(Err(refusal));

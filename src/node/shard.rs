@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use flotilla_media::command::{Command, Continuation};
+use flotilla_media::command::{Channel, Command, Continuation};
 use flotilla_media::engine::{Engine, EngineConfig, EngineStats};
 use flotilla_media::event::Event;
 use flotilla_media::via;
@@ -486,7 +486,10 @@ impl Shard {
                         });
                         Some((media::target(peer), lent.ok()?))
                     });
-                    let _ = answer.send(lent.collect());
+                    let lent = lent.collect();
+                    // The client hears that its last messages arrived.
+                    self.flush(engine);
+                    let _ = answer.send(lent);
                 }
                 Ok(Order::Open(socket)) => {
                     self.beside.retain(|known| known.local() != socket.local());
@@ -603,6 +606,26 @@ impl Shard {
                         inbox.offer(Message::Checkpoint(media::target(peer), standing));
                     }
                 }
+                Event::Data {
+                    peer,
+                    channel,
+                    payload,
+                    number,
+                } => {
+                    let Some(inbox) = self.sessions.get(&SessionKey::of(peer)) else {
+                        continue;
+                    };
+                    let message = Message::Sent {
+                        target: media::target(peer),
+                        channel: media::channel_back(channel),
+                        payload,
+                        number,
+                    };
+                    match channel {
+                        Channel::Reliable => inbox.deliver(message),
+                        Channel::Lossy | Channel::DataTrack => drop(inbox.offer(message)),
+                    }
+                }
                 event => self.give_session(event),
             }
         }
@@ -615,11 +638,7 @@ impl Shard {
         let Some(inbox) = self.sessions.get(&SessionKey::of(peer)) else {
             return;
         };
-        if media::may_be_lost(&event) {
-            inbox.offer(Message::Media(event));
-        } else {
-            inbox.deliver(Message::Media(event));
-        }
+        inbox.deliver(Message::Media(event));
     }
 
     fn offer(&self, event: ShardEvent) {

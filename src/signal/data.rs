@@ -12,7 +12,7 @@ use flotilla_model::id::{Identity, ParticipantSid};
 
 use crate::media::Channel;
 
-pub use cache::{Cache, Nonces};
+pub use cache::{Cache, Nonces, Sent};
 pub use packet::{Inspected, PacketError, Rewrite, content, inspect, rewrite};
 
 /// A data message on its way to others, as one node tells another.

@@ -112,6 +112,9 @@ pub enum Input<'a> {
     Media(media::Event),
     /// Another participant of the room, or the API, sent data.
     Data(Arc<DataOut>),
+    /// As [`Input::Data`], from somebody who did not know yet that the participant is here and will send it
+    /// again in order: taken if it is the next of its sender.
+    EarlyData(Arc<DataOut>),
     /// Loudness of tracks of the room, local or not: 0 silent to 1; 0 once when it falls silent.
     Speakers(&'a [(TrackSid, f32)]),
     /// The client is back on a new signal connection, which takes the place of the old one. Only if

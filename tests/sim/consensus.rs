@@ -127,14 +127,16 @@ impl World {
     /// An entry is applied somewhere for the first time: what it says of the world as it is.
     fn note_first(&mut self, advance: &Advance) {
         for ((_, command), (_, result)) in advance.entry.commands.iter().zip(&advance.outcomes) {
-            if let Command::NodeLost { node, boot, cause } = command
+            if let Command::NodeLostIn {
+                node, stint, cause, ..
+            } = command
                 && result.is_ok()
             {
                 let suspect = &self.nodes[&node.0];
                 let process = suspect
                     .process
                     .as_ref()
-                    .filter(|process| process.boot == *boot);
+                    .filter(|process| process.boot == stint.boot);
                 let holds = process.is_some_and(|process| process.lease.holds(self.instant()));
                 let fact = Fact::Condemned {
                     node: node.0,

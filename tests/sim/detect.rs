@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_model::State;
-use flotilla_model::cluster::LossCause;
+use flotilla_model::cluster::{LossCause, Stint};
 use flotilla_model::command::Command;
-use flotilla_model::id::{BootId, NodeId};
+use flotilla_model::id::NodeId;
 use flotilla_model::participant::LeaveReason;
 use flotilla_node::control::guard::{Deed, Guard, WayBack, way_back};
 use flotilla_node::control::judge::{ASK_AGAIN, Judge, Step, View};
@@ -112,9 +112,10 @@ impl World {
     fn carry_out(&mut self, id: u64, steps: Vec<Step>) {
         for step in steps {
             match step {
-                Step::Ask { case, boot, within } => {
+                Step::Ask { case, within } => {
+                    let boot = case.stint.boot;
                     if self.bug == Some(Bug::VerdictAlone) && self.node(id).replica.leads() {
-                        self.condemn(id, case.suspect, boot, LossCause::Unreachable);
+                        self.condemn(id, case.suspect, case.stint, LossCause::Unreachable);
                         continue;
                     }
                     let open: BTreeSet<u64> = case.witnesses().iter().map(|node| node.0).collect();
@@ -135,7 +136,6 @@ impl World {
                         number,
                         Asked {
                             case,
-                            boot,
                             open,
                             deadline,
                         },
@@ -143,10 +143,10 @@ impl World {
                 }
                 Step::Condemn {
                     suspect,
-                    boot,
+                    stint,
                     cause,
                     ..
-                } => self.condemn(id, suspect, boot, cause),
+                } => self.condemn(id, suspect, stint, cause),
                 Step::Pause(suspect) => {
                     let until = self.now + ASK_AGAIN.as_micros() as u64;
                     self.process(id).pauses.push((until, suspect));
@@ -161,11 +161,12 @@ impl World {
         }
     }
 
-    fn condemn(&mut self, id: u64, suspect: NodeId, boot: BootId, cause: LossCause) {
-        let command = Command::NodeLost {
+    fn condemn(&mut self, id: u64, suspect: NodeId, stint: Stint, cause: LossCause) {
+        let command = Command::NodeLostIn {
             node: suspect,
-            boot,
+            stint,
             cause,
+            taker: None,
         };
         self.propose(id, command, Waiter::Verdict(suspect));
     }
@@ -193,8 +194,7 @@ impl World {
             .collect();
         for number in over {
             if let Some(asked) = self.process(id).cases.remove(&number) {
-                let steps =
-                    self.decide(id, |judge, view| judge.judge(view, asked.case, asked.boot));
+                let steps = self.decide(id, |judge, view| judge.judge(view, asked.case));
                 self.carry_out(id, steps);
             }
         }
@@ -428,7 +428,8 @@ impl World {
         }
         match way_back(&state, NodeId(id), process.boot, process.open) {
             WayBack::Serve => {
-                self.propose(id, Command::Expire, Waiter::Barrier);
+                let (node, boot) = (NodeId(id), process.boot);
+                self.propose(id, Command::NodeReturns { node, boot }, Waiter::Barrier);
             }
             WayBack::Wait => self.return_fails(id),
             WayBack::Register => {
@@ -495,6 +496,8 @@ impl World {
         }
         if ticks.is_multiple_of(40) {
             self.rebalance(id);
+            let now = self.instant();
+            self.process(id).rooms.forget_old(now);
         }
     }
 

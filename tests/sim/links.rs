@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use flotilla_model::State;
-use flotilla_model::id::{Epoch, NodeId, ParticipantSid, RoomName};
+use flotilla_model::id::{BootId, Epoch, NodeId, ParticipantSid, RoomName};
 use flotilla_node::hub::rooms::Outgoing;
 use flotilla_node::mesh::{Body, Inbound, proto};
 use flotilla_node::session::handover;
@@ -137,7 +137,14 @@ impl World {
     /// What rooms want other nodes to have goes out; sessions may have something to do.
     pub fn rooms_changed(&mut self, id: u64) {
         let skips = self.bug == Some(Bug::MovesNotReplayed);
-        for Outgoing { to, body, reliable } in self.process(id).rooms.take_outgoing() {
+        for outgoing in self.process(id).rooms.take_outgoing() {
+            let Outgoing {
+                to,
+                boot,
+                body,
+                reliable,
+                ..
+            } = outgoing;
             if let Body::Data(data) = &body
                 && skips
                 && !data.only.is_empty()
@@ -145,7 +152,7 @@ impl World {
                 continue;
             }
             if reliable {
-                self.send_frame(id, to.0, body);
+                self.send_frame(id, to.0, Some(boot), body);
             }
         }
         self.sessions_soon(id);
@@ -155,15 +162,15 @@ impl World {
         MESH + boot * 4096 + stream
     }
 
-    /// A reliable body for another node; whether its link took it.
-    pub fn send_frame(&mut self, id: u64, to: u64, body: Body) -> bool {
+    /// A reliable body for another node, or for one start of it; whether its link took it.
+    pub fn send_frame(&mut self, id: u64, to: u64, meant: Option<BootId>, body: Body) -> bool {
         let process = self.process(id);
         let boot = process.boot;
         let Some(link) = process.links.get_mut(&to) else {
             return false;
         };
         link.sequence += 1;
-        link.kept.push_back((link.sequence, body.clone()));
+        link.kept.push_back((link.sequence, meant, body.clone()));
         if link.connected {
             let (stream, sequence) = (link.stream, link.sequence);
             let message = Message::Frame {
@@ -262,16 +269,16 @@ impl World {
                 if link.connected || link.stream != stream {
                     return;
                 }
-                if link.boot.is_some_and(|known| known != boot) {
-                    // What was kept was meant for participants of a process that is gone.
-                    link.kept.clear();
+                if let Some(known) = link.boot.filter(|known| *known != boot) {
+                    // What was for participants of a process that is gone is gone with it.
+                    link.kept.retain(|(_, meant, _)| *meant != Some(known));
                 }
                 link.boot = Some(boot);
                 link.connected = true;
                 link.heard = now;
-                link.kept.retain(|(number, _)| *number > sequence);
+                link.kept.retain(|(number, ..)| *number > sequence);
                 let again: Vec<_> = link.kept.iter().cloned().collect();
-                for (sequence, body) in again {
+                for (sequence, _, body) in again {
                     let message = Message::Frame {
                         boot: own_boot,
                         stream,
@@ -327,7 +334,7 @@ impl World {
                 {
                     link.heard = now;
                     if !repeats {
-                        link.kept.retain(|(number, _)| *number > sequence);
+                        link.kept.retain(|(number, ..)| *number > sequence);
                     }
                 }
             }

@@ -159,8 +159,6 @@ pub enum Return {
 pub struct Asked {
     /// The case.
     pub case: Case,
-    /// The suspect's start.
-    pub boot: BootId,
     /// Who has not answered.
     pub open: BTreeSet<u64>,
     /// Until when.
@@ -222,7 +220,7 @@ pub struct Link {
     /// When to try next.
     pub retry: Time,
     /// Not acknowledged, in order.
-    pub kept: VecDeque<(u64, Body)>,
+    pub kept: VecDeque<(u64, Option<BootId>, Body)>,
     /// Number of the last one.
     pub sequence: u64,
 }

@@ -507,6 +507,7 @@ impl Replica {
                 outcomes.push((*request, applied.result));
                 events.push((self.state.revision, applied.events));
             }
+            let before = Arc::clone(&self.published);
             self.publish();
             let changes = events
                 .into_iter()
@@ -516,6 +517,7 @@ impl Replica {
                         log_index: entry.index,
                         at: entry.at,
                         events,
+                        before: Arc::clone(&before),
                         state: Arc::clone(&self.published),
                     })
                 })

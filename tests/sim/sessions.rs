@@ -482,6 +482,7 @@ impl World {
                 task.session.handle(now, input);
             }
             Inward::Data(data) => task.session.handle(now, Input::Data(data)),
+            Inward::EarlyData(data) => task.session.handle(now, Input::EarlyData(data)),
             Inward::LetGo(epoch, gone) if task.session.epoch().is_none_or(|own| own < epoch) => {
                 task.let_go = Some(gone);
                 let (client, connection) = (task.client, task.connection.take());
@@ -519,7 +520,7 @@ impl World {
                 Output::Media(command) => self.order(id, key, client, command),
                 Output::Data(data) => {
                     let now = self.instant();
-                    self.process(id).rooms.distribute(now, &room, data);
+                    self.process(id).rooms.distribute(now, &room, data, None);
                     self.rooms_changed(id);
                 }
                 Output::Refuse(refusal) => {
@@ -695,7 +696,7 @@ impl World {
         let standby = participant.and_then(|participant| state.standby(participant));
         task.standby = standby;
         if let Some(standby) = standby {
-            self.send_frame(id, standby.0, Body::Checkpoint(checkpoint));
+            self.send_frame(id, standby.0, None, Body::Checkpoint(checkpoint));
         }
     }
 }

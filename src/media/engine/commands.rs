@@ -68,6 +68,12 @@ impl Engine {
             } => {
                 self.send_data(now, peer, channel, payload);
             }
+            Command::DataSafe { peer: id, number } => {
+                if let Some(peer) = self.peers.get_mut(&id) {
+                    peer.transport.data_safe(now, number);
+                    self.advance(now, id);
+                }
+            }
             Command::SetLink {
                 node,
                 boot,

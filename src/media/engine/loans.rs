@@ -112,7 +112,12 @@ impl Engine {
         if !self.router.has_link(to) {
             return Err("the node cannot be reached");
         }
-        let peer = self.peers.get(&id).ok_or("there is no such connection")?;
+        let peer = self.peers.get_mut(&id);
+        let peer = peer.ok_or("there is no such connection")?;
+        // This node lives: what has come is passed on, and need not come again to the borrower.
+        peer.transport.all_data_safe(now);
+        self.advance(now, id);
+        let peer = self.peers.get(&id).ok_or("it has just ended")?;
         let transport = peer.transport.export().ok_or("it is not connected")?;
         let passage = peer.passage(now, id, &self.router);
         let passage = passage.ok_or("it has no path")?;

@@ -8,6 +8,7 @@
 
 mod channel;
 mod continuation;
+mod hold;
 mod inward;
 mod ledger;
 mod message;
@@ -23,7 +24,7 @@ pub(crate) mod tests;
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rtc_datachannel::message::Message;
@@ -44,6 +45,7 @@ use crate::discard::Discard;
 use crate::peer::contain::contain;
 use channel::{Outgoing, label, labelled};
 use continuation::Continuation;
+use hold::Hold;
 use ledger::Ledger;
 use revival::Revival;
 
@@ -70,6 +72,9 @@ pub struct DataLimits {
     pub reliable_bytes_max: usize,
     /// As much on each of the lossy channels; more pushes out the oldest.
     pub lossy_bytes_max: usize,
+    /// How long the acknowledgement of a reliable message waits for the message to be safe
+    /// ([`Command::DataSafe`](crate::command::Command::DataSafe)); zero: not at all.
+    pub hold_max: Duration,
 }
 
 impl Default for DataLimits {
@@ -78,6 +83,7 @@ impl Default for DataLimits {
             message_bytes_max: 256 * 1024,
             reliable_bytes_max: 16 * 1024 * 1024,
             lossy_bytes_max: 256 * 1024,
+            hold_max: Duration::ZERO,
         }
     }
 }
@@ -101,8 +107,8 @@ pub enum SendError {
 pub(super) enum SctpEvent {
     /// Messages can be sent and received on it.
     Open(Channel),
-    /// A message arrived.
-    Data(Channel, Bytes),
+    /// A message arrived; with its number, if it is to be said when it is safe.
+    Data(Channel, Bytes, u64),
 }
 
 /// The library's name for the one client.
@@ -139,6 +145,7 @@ pub(super) struct Sctp {
     /// The client's association is to be begun anew from here.
     revival: Option<Revival>,
     outgoing: [Outgoing; 3],
+    hold: Hold,
     transmits: VecDeque<Bytes>,
     /// Room for what an association sends; empty.
     collected: Vec<Bytes>,
@@ -170,6 +177,7 @@ impl Sctp {
             continuation: None,
             revival: None,
             outgoing,
+            hold: Hold::new(limits.hold_max),
             transmits: VecDeque::new(),
             collected: Vec::new(),
             events: VecDeque::new(),
@@ -190,6 +198,18 @@ impl Sctp {
         }
         self.outgoing[channel as usize].push(message)?;
         self.drive(now).map_err(|_| SendError::NotOpen)
+    }
+
+    /// A message that was given out with this number is safe.
+    pub(super) fn safe(&mut self, number: u64) {
+        self.hold.take(number);
+        self.transmit_released();
+    }
+
+    /// Nothing is waited for any more: what was given out until now is kept elsewhere.
+    pub(super) fn all_safe(&mut self) {
+        self.hold.take_all();
+        self.transmit_released();
     }
 
     /// Takes a decrypted packet.
@@ -281,6 +301,7 @@ impl Sctp {
             .filter_map(|session| session.association.poll_timeout())
             .chain(self.revival.as_ref().and_then(Revival::deadline))
             .chain(self.continuation.as_ref().and_then(Continuation::deadline))
+            .chain(self.hold.deadline())
             .min()
     }
 
@@ -296,6 +317,8 @@ impl Sctp {
         });
         self.repeat_handshake(now);
         self.continue_in_time(now);
+        self.hold.handle_timeout(now);
+        self.transmit_released();
         // Both outcomes are final here: a packet's sender would be told why, time is not.
         let _ = match due {
             Ok(()) => self.drive(now),
@@ -341,6 +364,7 @@ impl Sctp {
             self.forget(&session);
             self.close_channels();
             self.abandon_continuation();
+            self.hold.clear();
         } else {
             self.current = Some(session);
         }
@@ -377,6 +401,7 @@ impl Sctp {
         }
         self.close_channels();
         self.abandon_continuation();
+        self.hold.clear();
         self.current = Some(session);
         if revived.is_empty() {
             self.open_channels(now);
@@ -413,10 +438,18 @@ impl Sctp {
                 }
                 _ => Some(packet),
             };
-            if let Some(packet) = packet {
+            if let Some(packet) = packet.and_then(|packet| self.hold.pass(now, packet)) {
                 self.ledger.note_sent(&packet);
                 self.transmits.push_back(packet);
             }
+        }
+    }
+
+    /// Sends what waits no longer. Only now it counts as acknowledged for another node.
+    fn transmit_released(&mut self) {
+        while let Some(packet) = self.hold.poll() {
+            self.ledger.note_sent(&packet);
+            self.transmits.push_back(packet);
         }
     }
 
@@ -429,6 +462,8 @@ impl Sctp {
     fn give_up(&mut self) -> Result<(), Discard> {
         let queues = std::mem::replace(self, Self::new(self.plan, self.limits));
         self.events = queues.events;
+        self.hold = queues.hold;
+        self.hold.clear();
         self.dropped_in = queues.dropped_in;
         self.torn = queues.torn;
         Err(Discard::DtlsRefused)
@@ -532,7 +567,12 @@ impl Sctp {
                 (Some(channel), Ok(payload)) => {
                     // A client that sends has the channel open, though its ACK may be late.
                     self.confirm(channel);
-                    self.events.push_back(SctpEvent::Data(channel, payload));
+                    let number = match channel {
+                        Channel::Reliable => self.hold.give(),
+                        Channel::Lossy | Channel::DataTrack => 0,
+                    };
+                    self.events
+                        .push_back(SctpEvent::Data(channel, payload, number));
                 }
                 _ => self.dropped_in += 1,
             }

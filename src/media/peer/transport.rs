@@ -91,6 +91,8 @@ pub enum TransportEvent {
         channel: Channel,
         /// The message.
         payload: Bytes,
+        /// Its number on this transport, to be given to [`Transport::data_safe`]; 0: that is not waited for.
+        number: u64,
     },
     /// A user fragment of ours from before an ICE restart is no longer valid.
     UfragRetired(String),
@@ -439,7 +441,11 @@ impl Transport {
         while let Some(event) = self.sctp.poll_event() {
             self.events.push_back(match event {
                 SctpEvent::Open(channel) => TransportEvent::ChannelOpen(channel),
-                SctpEvent::Data(channel, payload) => TransportEvent::Data { channel, payload },
+                SctpEvent::Data(channel, payload, number) => TransportEvent::Data {
+                    channel,
+                    payload,
+                    number,
+                },
             });
         }
         while let Some(packet) = self.sctp.poll_transmit() {
@@ -515,6 +521,18 @@ impl Transport {
         let sent = self.sctp.send(now, channel, message);
         self.after_sctp(now);
         sent
+    }
+
+    /// A message that arrived is kept elsewhere too: the client may forget it.
+    pub fn data_safe(&mut self, now: Instant, number: u64) {
+        self.sctp.safe(number);
+        self.after_sctp(now);
+    }
+
+    /// As [`Transport::data_safe`], for all that arrived.
+    pub fn all_data_safe(&mut self, now: Instant) {
+        self.sctp.all_safe();
+        self.after_sctp(now);
     }
 
     /// The address that the client nominated.

@@ -5,16 +5,20 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::{Context, State, done};
-use crate::cluster::{LossCause, Node, NodeState};
+use crate::cluster::{LossCause, Node, NodeState, Stint};
 use crate::command::{Rehome, Rejection, Reply};
 use crate::event::{Event, RoomEvent};
 use crate::id::{BootId, Identity, NodeId, RoomName, Version};
 use crate::limit;
 use crate::participant::{LeaveReason, Participant};
 
+/// Encoding version from which on the log counts a node's returns.
+const STINTS_SINCE: u8 = 5;
+
 impl State {
     /// Whom an earlier start of the node's process served stays, under a new epoch: their sessions
-    /// are gone, their clients resume here or anywhere.
+    /// are gone, their clients resume here or anywhere. A start that writes another record begins another
+    /// stint, as soon as every node knows what that is.
     pub(super) fn put_node(
         &mut self,
         context: &mut Context<'_>,
@@ -31,16 +35,48 @@ impl State {
         }
         limit::check("shards", node.relay_addresses.len(), limit::SHARDS_MAX)?;
         self.check_formats(node)?;
-        match self.nodes.get(&node.id) {
-            Some(present) if **present == *node => return Ok(done(Version(0))),
+        let mut node = node.clone();
+        let before = self.nodes.get(&node.id).cloned();
+        match &before {
+            Some(present) if self.all_read(STINTS_SINCE) => {
+                let returns = present.stint().returns;
+                if **present == node.clone().with_returns(returns) {
+                    return Ok(done(Version(0)));
+                }
+                let is_same_start = present.boot == node.boot;
+                node = node.with_returns(if is_same_start { returns + 1 } else { 0 });
+            }
+            Some(present) if **present == node => return Ok(done(Version(0))),
             Some(_) => {}
             None => limit::check("nodes", self.nodes.len() + 1, limit::NODES_MAX)?,
         }
-        let before = self.nodes.insert(node.id, Arc::new(node.clone()));
-        context.events.push(Event::NodeChanged(node.id));
-        if before.is_some_and(|before| before.boot != node.boot) {
-            self.move_all_at(context, node.id, |_, _| Some(node.id));
+        let (id, boot) = (node.id, node.boot);
+        self.nodes.insert(id, Arc::new(node));
+        context.events.push(Event::NodeChanged(id));
+        if before.is_some_and(|before| before.boot != boot) {
+            self.move_all_at(context, id, |_, _| Some(id));
         }
+        Ok(done(Version(0)))
+    }
+
+    /// Another stint of the same start, for a node that is not taken for lost.
+    pub(super) fn return_node(
+        &mut self,
+        context: &mut Context<'_>,
+        id: NodeId,
+        boot: BootId,
+    ) -> Result<Reply, Rejection> {
+        let node = self.nodes.get(&id).ok_or(Rejection::NodeNotFound)?;
+        if node.boot != boot {
+            return Err(Rejection::StaleEpoch);
+        }
+        if node.state.is_lost() {
+            return Err(Rejection::NodeNotFound);
+        }
+        let returns = node.stint().returns + 1;
+        let node = Node::clone(node).with_returns(returns);
+        self.nodes.insert(id, Arc::new(node));
+        context.events.push(Event::NodeChanged(id));
         Ok(done(Version(0)))
     }
 
@@ -175,6 +211,25 @@ impl State {
         }
         self.move_all_at(context, id, |_, _| Some(taker));
         Ok(done(Version(0)))
+    }
+
+    /// A verdict by what was seen of one stint.
+    pub(super) fn lose_node_in(
+        &mut self,
+        context: &mut Context<'_>,
+        lost: (NodeId, Stint),
+        cause: LossCause,
+        taker: Option<NodeId>,
+    ) -> Result<Reply, Rejection> {
+        let (id, stint) = lost;
+        let node = self.nodes.get(&id).ok_or(Rejection::NodeNotFound)?;
+        if node.stint() != stint {
+            return Err(Rejection::StaleEpoch);
+        }
+        match taker {
+            Some(taker) => self.lose_node_to(context, (id, stint.boot), cause, taker),
+            None => self.lose_node(context, id, stint.boot, cause),
+        }
     }
 
     pub(super) fn release_addresses(

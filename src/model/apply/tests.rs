@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use crate::State;
 use crate::apply::Applied;
-use crate::cluster::{LossCause, Node, NodeState};
+use crate::cluster::{LossCause, Node, NodeState, Stint};
 use crate::command::{
     Command, CreateRoom, Entry, Join, Outcome, ParticipantUpdate, Rehome, Rejection, Reply,
 };

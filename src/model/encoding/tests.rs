@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::apply::tests::{Replica, create, join, join_of, leave, node, publish, track};
-use crate::cluster::{LossCause, NodeState};
+use crate::cluster::{LossCause, NodeState, Stint};
 use crate::command::{Command, ParticipantUpdate, Rejection};
 use crate::id::{Epoch, RequestId, UnixMillis};
 use crate::participant::LeaveReason;
@@ -182,6 +182,22 @@ fn commands_v4() -> Vec<Command> {
     ]
 }
 
+/// What version 5 added.
+fn commands_v5() -> Vec<Command> {
+    let (one, boot) = (node(1, 11).id, node(1, 11).boot);
+    let lost = |returns, taker| Command::NodeLostIn {
+        node: one,
+        stint: Stint { boot, returns },
+        cause: LossCause::Unreachable,
+        taker,
+    };
+    vec![
+        Command::NodeReturns { node: one, boot },
+        lost(0, None),
+        lost(1, Some(node(2, 21).id)),
+    ]
+}
+
 /// Entries that version 1 could write.
 fn entries_v1() -> Vec<Entry> {
     let mut commands = commands_v1();
@@ -206,12 +222,23 @@ fn entries_v3() -> Vec<Entry> {
     numbered(commands)
 }
 
+/// Entries that version 4 could write.
+fn entries_v4() -> Vec<Entry> {
+    let mut commands = commands_v1();
+    commands.extend([Command::Expire, Command::Noop]);
+    commands.extend(commands_v2());
+    commands.extend(commands_v3());
+    commands.extend(commands_v4());
+    numbered(commands)
+}
+
 fn entries() -> Vec<Entry> {
     let mut commands = commands_v1();
     commands.extend([Command::Expire, Command::Noop]);
     commands.extend(commands_v2());
     commands.extend(commands_v3());
     commands.extend(commands_v4());
+    commands.extend(commands_v5());
     numbered(commands)
 }
 
@@ -317,11 +344,19 @@ fn reads_fixtures_of_version_3() {
 /// Nor has version 4: who holds which address stands in a text that was always there.
 #[test]
 fn reads_fixtures_of_version_4() {
-    let stored = fixture("entries-v4.bin", || join_entries(&entries()));
+    let stored = fixture("entries-v4.bin", || join_entries(&entries_v4()));
+    assert_eq!(split_entries(&stored), entries_v4());
+    assert_eq!(join_entries(&entries_v4()), stored);
+}
+
+/// Nor has version 5: a node's returns stand in the same text.
+#[test]
+fn reads_fixtures_of_version_5() {
+    let stored = fixture("entries-v5.bin", || join_entries(&entries()));
     assert_eq!(split_entries(&stored), entries());
 
     // The layout must not change under a version's name.
-    assert_eq!(VERSION, 4, "a new version needs fixtures of its own");
+    assert_eq!(VERSION, 5, "a new version needs fixtures of its own");
     assert_eq!(join_entries(&entries()), stored);
 }
 
@@ -341,7 +376,7 @@ fn refuses_what_is_not_an_encoding() {
     let mut newer = snapshot.clone();
     newer[0] = VERSION + 1;
     let error = decode_snapshot(&newer).expect_err("is not known");
-    let text = "encoding version 5 is not known, this program reads up to 4";
+    let text = "encoding version 6 is not known, this program reads up to 5";
     assert_eq!(error.to_string(), text);
     for length in 1..snapshot.len() {
         let error = decode_snapshot(&snapshot[..length]).expect_err("is cut off");

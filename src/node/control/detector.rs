@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use flotilla_model::cluster::LossCause;
+use flotilla_model::cluster::{LossCause, Stint};
 use flotilla_model::id::NodeId;
 
 use crate::mesh::Finding;
@@ -28,6 +28,9 @@ pub struct Case {
     pub judge: NodeId,
     /// Who is suspected.
     pub suspect: NodeId,
+    /// The stint of the suspect in which the log had it when it was first suspected: everything that is found
+    /// says something of that alone.
+    pub stint: Stint,
     /// What the judge thinks itself.
     pub impression: Impression,
     /// The group's voters.
@@ -125,6 +128,8 @@ pub fn place_in_line(
 
 #[cfg(test)]
 mod tests {
+    use flotilla_model::id::BootId;
+
     use super::*;
 
     const BOUND: Duration = Duration::from_millis(500);
@@ -138,6 +143,10 @@ mod tests {
         Case {
             judge: NodeId(1),
             suspect: NodeId(2),
+            stint: Stint {
+                boot: BootId(1),
+                returns: 0,
+            },
             impression,
             voters: nodes(voters),
             gone: BTreeSet::new(),

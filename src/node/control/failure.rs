@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use flotilla_model::command::{Command, Rejection};
-use flotilla_model::id::{BootId, NodeId};
+use flotilla_model::id::NodeId;
 use flotilla_raft::{Group, ProposeError, Status};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
@@ -26,19 +26,14 @@ use crate::session::new_request;
 /// How often the signs are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(25);
 
-/// What came of asking about a suspect.
-struct Heard {
-    boot: BootId,
-    case: Case,
-}
-
 /// The watcher.
 pub struct Watch {
     group: Group,
     mesh: Mesh,
     takeovers: Takeovers,
     judge: Judge,
-    answers: JoinSet<Heard>,
+    /// Cases that witnesses are being asked about.
+    answers: JoinSet<Case>,
     /// Verdicts on their way into the log, and pauses; each ends with whom it was about.
     steps: JoinSet<NodeId>,
 }
@@ -73,8 +68,8 @@ impl Watch {
                 _ = look.tick() => signs.look(Instant::now(), LOOK_INTERVAL),
                 () = signs.changed() => {}
                 Some(answer) = self.answers.join_next() => {
-                    if let Ok(Heard { boot, case }) = answer {
-                        let steps = self.decide(|judge, view| judge.judge(view, case, boot));
+                    if let Ok(case) = answer {
+                        let steps = self.decide(|judge, view| judge.judge(view, case));
                         self.carry_out(steps).await;
                     }
                     continue;
@@ -99,7 +94,7 @@ impl Watch {
     async fn carry_out(&mut self, steps: Vec<Step>) {
         for step in steps {
             match step {
-                Step::Ask { case, boot, within } => self.ask(case, boot, within),
+                Step::Ask { case, within } => self.ask(case, within),
                 condemn @ Step::Condemn { .. } => self.condemn(condemn),
                 Step::Pause(suspect) => {
                     self.steps.spawn(async move {
@@ -117,12 +112,12 @@ impl Watch {
         }
     }
 
-    fn ask(&mut self, mut case: Case, boot: BootId, within: Duration) {
+    fn ask(&mut self, mut case: Case, within: Duration) {
         let mesh = self.mesh.clone();
         self.answers.spawn(async move {
             let mut questions = JoinSet::new();
             for witness in case.witnesses() {
-                let (mesh, suspect) = (mesh.clone(), case.suspect);
+                let (mesh, suspect, boot) = (mesh.clone(), case.suspect, case.stint.boot);
                 questions.spawn(async move {
                     let finding = mesh.inquire(witness, suspect, boot, within).await;
                     (witness, finding)
@@ -136,14 +131,14 @@ impl Watch {
                     break;
                 }
             }
-            Heard { boot, case }
+            case
         });
     }
 
     fn condemn(&mut self, condemn: Step) {
         let Step::Condemn {
             suspect,
-            boot,
+            stint,
             cause,
             heard,
         } = condemn
@@ -161,15 +156,11 @@ impl Watch {
         // Another leader judges by what it sees itself: what this one saw may be long over by then.
         let term = group.status().term;
         self.steps.spawn(async move {
-            let node = suspect;
-            let lost = match group.state().taker(node) {
-                Some(taker) => Command::NodeLostTo {
-                    node,
-                    boot,
-                    cause,
-                    taker,
-                },
-                None => Command::NodeLost { node, boot, cause },
+            let lost = Command::NodeLostIn {
+                node: suspect,
+                stint,
+                cause,
+                taker: group.state().taker(suspect),
             };
             let begun = Instant::now();
             match group.propose_in_term(term, new_request(), lost).await {

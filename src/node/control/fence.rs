@@ -199,18 +199,19 @@ impl WayBack {
         true
     }
 
-    /// Whether no verdict on this node was on its way into the log while it was read: what this node writes now
-    /// comes after it, and whoever leads has heard this node before, so that no other follows.
+    /// Whether no verdict on this node was on its way into the log while it was read. What this node writes now
+    /// comes after such a one, and makes void whatever was found of this node before.
     async fn is_still_to_serve(&self) -> bool {
-        let written = self.group.propose(new_request(), Command::Expire).await;
+        let (node, boot) = (self.record.id, self.record.boot);
+        let returns = Command::NodeReturns { node, boot };
+        let written = self.group.propose(new_request(), returns).await;
         if let Err(error) = written {
-            debug!(%error, "the log takes nothing; the lease stays lapsed");
+            debug!(%error, "the return is not in the log; the lease stays lapsed");
             return false;
         }
         let is_open = self.open.load(Ordering::Relaxed);
         let state = self.group.state();
-        let way = guard::way_back(&state, self.record.id, self.record.boot, is_open);
-        way == guard::WayBack::Serve
+        guard::way_back(&state, node, boot, is_open) == guard::WayBack::Serve
     }
 
     /// Sessions of participants that belong elsewhere by now must not send once the lease holds. Looks at the

@@ -13,8 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use flotilla_model::State;
-use flotilla_model::cluster::LossCause;
-use flotilla_model::id::{BootId, NodeId};
+use flotilla_model::cluster::{LossCause, Stint};
+use flotilla_model::id::NodeId;
 
 use super::detector::{Case, Impression, place_in_line};
 use super::drain::has_successor;
@@ -59,8 +59,6 @@ pub enum Step {
     Ask {
         /// The case.
         case: Case,
-        /// The suspect's start.
-        boot: BootId,
         /// How long they may take.
         within: Duration,
     },
@@ -68,8 +66,8 @@ pub enum Step {
     Condemn {
         /// Who.
         suspect: NodeId,
-        /// Which start of it.
-        boot: BootId,
+        /// Which stint of it.
+        stint: Stint,
         /// Why.
         cause: LossCause,
         /// When it was last heard.
@@ -90,9 +88,9 @@ pub struct Judge {
     busy: BTreeSet<NodeId>,
     /// The leader whose place this node is about to stand for, and when.
     standing: Option<(NodeId, Instant)>,
-    /// Starts of nodes that were not lost when this was looked at last.
-    serving: BTreeMap<NodeId, BootId>,
-    /// When nodes came back into the state, as seen here: silence before that counts no more.
+    /// Stints of nodes that were not lost when this was looked at last.
+    serving: BTreeMap<NodeId, Stint>,
+    /// When nodes came back into service, as seen here: silence before that counts no more.
     back: BTreeMap<NodeId, Instant>,
 }
 
@@ -120,15 +118,15 @@ impl Judge {
         steps
     }
 
-    /// Notes who has written its record again: it lives, although nothing else of it may have come here yet.
+    /// Notes who has begun another stint: it lives, although nothing else of it may have come here yet.
     fn notice_returns(&mut self, view: &View<'_>) {
         let nodes = view.state.nodes.iter();
-        let serving: BTreeMap<NodeId, BootId> = nodes
+        let serving: BTreeMap<NodeId, Stint> = nodes
             .filter(|(_, record)| !record.state.is_lost())
-            .map(|(node, record)| (*node, record.boot))
+            .map(|(node, record)| (*node, record.stint()))
             .collect();
-        for (node, boot) in &serving {
-            if self.serving.get(node) != Some(boot) {
+        for (node, stint) in &serving {
+            if self.serving.get(node) != Some(stint) {
                 self.back.insert(*node, view.now);
             }
         }
@@ -195,6 +193,7 @@ impl Judge {
                 let case = Case {
                     judge: self.node,
                     suspect: *suspect,
+                    stint: record.stint(),
                     impression,
                     voters: view.voters.clone(),
                     gone: gone(view.voters, view),
@@ -206,11 +205,7 @@ impl Judge {
                     Impression::Gone => GONE_WITHIN,
                     _ => case.bound,
                 };
-                steps.push(Step::Ask {
-                    case,
-                    boot: record.boot,
-                    within,
-                });
+                steps.push(Step::Ask { case, within });
             }
         }
     }
@@ -246,7 +241,7 @@ impl Judge {
             {
                 steps.push(Step::Condemn {
                     suspect: node,
-                    boot: record.boot,
+                    stint: record.stint(),
                     cause: LossCause::Stalled,
                     heard: signs[&node].last(),
                 });
@@ -255,7 +250,7 @@ impl Judge {
     }
 
     /// Decides by what the witnesses said and by how things look now.
-    pub fn judge(&mut self, view: &View<'_>, mut case: Case, boot: BootId) -> Vec<Step> {
+    pub fn judge(&mut self, view: &View<'_>, mut case: Case) -> Vec<Step> {
         let suspect = case.suspect;
         self.notice_returns(view);
         let Some(sign) = view.signs.of(suspect) else {
@@ -271,7 +266,7 @@ impl Judge {
                 let heard = sign.last();
                 return vec![Step::Condemn {
                     suspect,
-                    boot,
+                    stint: case.stint,
                     cause,
                     heard,
                 }];

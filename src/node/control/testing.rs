@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_model::State;
+use flotilla_model::apply::Applied;
 use flotilla_model::cluster::{Node, NodeState};
-use flotilla_model::command::{Command, CreateRoom, Entry, Join, Rehome};
+use flotilla_model::command::{Command, CreateRoom, Entry, Join, Rehome, Rejection};
 use flotilla_model::event::Event;
 use flotilla_model::id::{BootId, Epoch, NodeId, Region, RequestId, UnixMillis};
 use flotilla_model::participant::Client;
@@ -79,15 +80,23 @@ impl World {
 
     /// Applies a command, which must not be refused; what happened.
     pub(super) fn apply(&mut self, command: Command) -> Vec<Event> {
+        let applied = self.run(command);
+        applied.result.expect("is carried out");
+        applied.events
+    }
+
+    /// Applies a command, which must be refused; why it was.
+    pub(super) fn refuse(&mut self, command: Command) -> Rejection {
+        self.run(command).result.expect_err("is refused")
+    }
+
+    fn run(&mut self, command: Command) -> Applied {
         self.requests += 1;
-        let entry = Entry {
+        self.state.apply(&Entry {
             at: UnixMillis(1),
             request: RequestId(self.requests),
             command,
-        };
-        let applied = self.state.apply(&entry);
-        applied.result.expect("is carried out");
-        applied.events
+        })
     }
 
     fn epoch(&self) -> Epoch {

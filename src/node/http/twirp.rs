@@ -174,7 +174,7 @@ async fn send_data(shared: &Shared, send: &SendData) -> Result<Vec<u8>, ApiError
     };
     let hub = &shared.sessions.hub;
     if hub.is_new_nonce(&send.room, send.nonce) {
-        hub.distribute(&send.room, Arc::new(send.message(room)));
+        hub.distribute(&send.room, Arc::new(send.message(room)), None);
     }
     send.finish()
 }

@@ -8,30 +8,50 @@ use std::time::{Duration, Instant};
 
 use flotilla_model::State;
 use flotilla_model::event::{Event, RoomEvent};
-use flotilla_model::id::{Epoch, Identity, NodeId, ParticipantSid, Revision, RoomName, TrackSid};
+use flotilla_model::id::{
+    BootId, Epoch, Identity, NodeId, ParticipantSid, Revision, RoomName, TrackSid, UnixMillis,
+};
 use flotilla_model::participant::Participant;
 use flotilla_raft::Change;
-use flotilla_signal::data::{Cache, DataOut, Nonces};
+use flotilla_signal::data::{Cache, DataOut, Nonces, Sent};
 use flotilla_signal::media::Channel;
 use tokio::sync::oneshot;
 
 use crate::mesh::{Body, Inbound, proto};
 use crate::session::handover::Checkpoints;
 use crate::session::inbox::{Inbox, Message};
+use crate::session::receipt::Receipt;
 
 mod replay;
 
-use replay::Origin;
+use replay::{Origin, boot_of};
 
 /// Something for another node.
 #[derive(Debug)]
 pub struct Outgoing {
     /// For whom.
     pub to: NodeId,
+    /// For which start of it.
+    pub boot: BootId,
     /// What.
     pub body: Body,
     /// It must arrive, in order.
     pub reliable: bool,
+    /// To be held until it has.
+    pub receipt: Option<Receipt>,
+}
+
+impl Outgoing {
+    /// For a node as the state has it.
+    fn new(state: &State, to: NodeId, body: Body, reliable: bool) -> Self {
+        Self {
+            to,
+            boot: boot_of(state, to),
+            body,
+            reliable,
+            receipt: None,
+        }
+    }
 }
 
 /// The rooms of one node.
@@ -41,13 +61,11 @@ pub struct Rooms {
     checkpoints: Arc<Checkpoints>,
     /// As of the log entry of the last change passed on.
     state: Arc<State>,
-    /// The same before that entry.
-    before: Arc<State>,
     /// Of the last change passed on. Changes that share an entry share the state after all of them, which may be
     /// ahead of this.
     revision: Revision,
-    /// The log entry of the last change.
-    entry: u64,
+    /// The log's time then; 0: not known.
+    log_time: UnixMillis,
     rooms: BTreeMap<RoomName, LocalRoom>,
     /// Rooms of tracks that participants here publish.
     tracks: BTreeMap<TrackSid, RoomName>,
@@ -91,6 +109,9 @@ struct LocalRoom {
     cache: Cache,
     /// Recent messages by where they came from, for those whose home fails.
     moves: BTreeMap<Origin, Cache>,
+    /// What was sent again to people who are at home here, by who sent it, who may be gone when somebody else
+    /// needs it.
+    again: BTreeMap<Origin, Cache>,
     /// Who has moved recently, and when.
     moved: BTreeMap<Identity, (ParticipantSid, Instant)>,
     /// Highest number of each sender's reliable messages that was passed on.
@@ -104,6 +125,7 @@ impl Default for LocalRoom {
             sessions: BTreeMap::new(),
             cache: Cache::for_joins(),
             moves: BTreeMap::new(),
+            again: BTreeMap::new(),
             moved: BTreeMap::new(),
             passed: BTreeMap::new(),
             nonces: Nonces::default(),
@@ -113,20 +135,30 @@ impl Default for LocalRoom {
 
 impl LocalRoom {
     /// A message came through here.
-    fn note(&mut self, now: Instant, from: Origin, message: &Arc<DataOut>) {
+    fn note(&mut self, from: Origin, sent: Sent) {
+        let message = &sent.message;
         if message.sequence == 0 || message.channel != Channel::Reliable {
             return;
         }
         let passed = self.passed.entry(message.from.clone()).or_default();
         *passed = message.sequence.max(*passed);
-        if !self.moves.contains_key(&from) {
-            self.moves
-                .retain(|_, cache| cache.replay(now).next().is_some());
-        }
+        self.keep(from, sent);
+    }
+
+    fn forget_old(&mut self, now: Instant) {
+        self.moves.retain(|_, cache| !cache.is_empty_by(now));
+        self.again.retain(|_, cache| !cache.is_empty_by(now));
+        self.cache.is_empty_by(now);
+        let is_recent = |at: &Instant| now.saturating_duration_since(*at) < Cache::MOVE_AGE_MAX;
+        self.moved.retain(|_, (_, at)| is_recent(at));
+    }
+
+    /// A message may have to be sent again.
+    fn keep(&mut self, from: Origin, sent: Sent) {
         self.moves
             .entry(from)
             .or_insert_with(Cache::for_moves)
-            .push(now, message);
+            .push(sent);
     }
 }
 
@@ -158,9 +190,8 @@ impl Rooms {
             node,
             checkpoints,
             state: Arc::default(),
-            before: Arc::default(),
             revision: Revision::default(),
-            entry: 0,
+            log_time: UnixMillis(0),
             rooms: BTreeMap::new(),
             tracks: BTreeMap::new(),
             ahead: BTreeMap::new(),
@@ -326,17 +357,15 @@ impl Rooms {
 
     /// Passes a change on. Called in log order.
     pub fn pass_on(&mut self, now: Instant, change: &Arc<Change>) {
-        let former = std::mem::replace(&mut self.state, change.state.clone());
-        if std::mem::replace(&mut self.entry, change.log_index) != change.log_index {
-            self.before = former;
-        }
+        self.state = change.state.clone();
         self.revision = change.revision;
-        let before = Arc::clone(&self.before);
+        self.log_time = change.at;
+        let before = &change.before;
         for (index, event) in change.events.iter().enumerate() {
             let (name, event) = match event {
                 Event::Room { room, change, .. } => (room, change),
                 Event::NodeChanged(node) | Event::NodeRemoved(node) => {
-                    self.replay_forgotten(now, *node, &before);
+                    self.replay_forgotten(now, *node, before);
                     continue;
                 }
             };
@@ -348,10 +377,9 @@ impl Rooms {
                     });
                 }
             }
-            self.note(now, name, event, &before);
+            self.note(now, name, event, before);
         }
         self.catch_up(now);
-        self.checkpoints.forget_late(now, &self.state);
     }
 
     fn note(&mut self, now: Instant, name: &RoomName, event: &RoomEvent, before: &State) {
@@ -439,7 +467,6 @@ impl Rooms {
         }
         self.checkpoints.retain_present(&state);
         self.revision = state.revision;
-        self.entry = 0;
         let before = std::mem::replace(&mut self.state, state);
         let state = Arc::clone(&self.state);
         self.rooms
@@ -471,13 +498,18 @@ impl Rooms {
         let origin = self.origin(from);
         let name = RoomName(data.room.clone());
         // Whoever is at home here and has not come yet may have to go on elsewhere: what is meant for them is kept.
+        // And so is what the sender's node wants to be kept.
+        let is_kept = data.only == data.from && !data.from.is_empty();
         let room = self.state.rooms.get(&name);
-        if room.is_some_and(|room| room.homes.contains_key(&self.node)) {
+        if room.is_some_and(|room| is_kept || room.homes.contains_key(&self.node)) {
             self.rooms.entry(name.clone()).or_default();
         }
         let Some(local) = self.rooms.get_mut(&name) else {
             return;
         };
+        let age = Duration::from_millis(data.age_ms.into());
+        let at = now.checked_sub(age).unwrap_or(now);
+        let log_time = UnixMillis(data.log_time);
         let only = (!data.only.is_empty()).then(|| ParticipantSid(data.only.clone()));
         let sent_at = match data.revision {
             // A node of the version before does not say.
@@ -489,12 +521,23 @@ impl Rooms {
             return;
         };
         let message = Arc::new(message);
+        let sent = Sent {
+            at,
+            log_time,
+            message: Arc::clone(&message),
+        };
         match only {
             None => {
-                local.note(now, origin, &message);
+                local.note(origin, sent);
                 deliver(local, &message, sent_at);
             }
             Some(sid) => {
+                if is_kept {
+                    local.keep(origin, sent);
+                } else {
+                    let again = local.again.entry(origin);
+                    again.or_insert_with(Cache::for_moves).push(sent);
+                }
                 if let Some(session) = local.sessions.get(&sid) {
                     session.inbox.deliver(Message::Data(message));
                 }
@@ -503,25 +546,69 @@ impl Rooms {
     }
 
     /// Sends a message of a participant here, or of the API, to everybody it is for.
-    pub fn distribute(&mut self, now: Instant, name: &RoomName, message: Arc<DataOut>) {
+    pub fn distribute(
+        &mut self,
+        now: Instant,
+        name: &RoomName,
+        message: Arc<DataOut>,
+        receipt: Option<Receipt>,
+    ) {
         let elsewhere = nodes_for(&self.state, name, self.node, |participant| {
             message.is_for(&participant.identity)
         });
+        let keeper = if elsewhere.is_empty() {
+            self.keeper(name, &message)
+        } else {
+            None
+        };
         let revision = self.revision;
         let origin = self.origin(self.node);
         let local = self.rooms.entry(name.clone()).or_default();
         deliver(local, &message, revision);
-        local.cache.push(now, &message);
-        local.note(now, origin, &message);
+        let sent = Sent {
+            at: now,
+            log_time: self.log_time,
+            message: Arc::clone(&message),
+        };
+        local.cache.push(sent.clone());
+        local.note(origin, sent.clone());
         let reliable = message.channel == Channel::Reliable;
         for node in elsewhere {
-            let data = to_proto(name, &message, None, revision);
+            let data = to_proto(now, name, &sent, None, revision);
             self.outgoing.push(Outgoing {
-                to: node,
-                body: Body::Data(data),
-                reliable,
+                receipt: receipt.clone(),
+                ..Outgoing::new(&self.state, node, Body::Data(data), reliable)
             });
         }
+        if let Some(keeper) = keeper {
+            // Nobody there is the sender.
+            let data = to_proto(now, name, &sent, Some(&message.from), revision);
+            self.outgoing.push(Outgoing {
+                receipt,
+                ..Outgoing::new(&self.state, keeper, Body::Data(data), true)
+            });
+        }
+    }
+
+    /// Forgets what has been kept for long enough. To be called every few seconds.
+    pub fn forget_old(&mut self, now: Instant) {
+        for local in self.rooms.values_mut() {
+            local.forget_old(now);
+        }
+        self.checkpoints.forget_late(now, &self.state);
+    }
+
+    /// Who keeps a message that goes to nobody on another node, for the people of this one if it dies: the node
+    /// that would take over its sender.
+    fn keeper(&self, name: &RoomName, message: &DataOut) -> Option<NodeId> {
+        if message.sequence == 0 || message.channel != Channel::Reliable {
+            return None;
+        }
+        let room = self.state.rooms.get(name)?;
+        let sender = room.participants.get(&message.from_identity)?;
+        let has_others = room.participants.len() > 1;
+        let keeper = self.state.successor(sender);
+        keeper.filter(|node| has_others && *node != self.node)
     }
 
     /// Remembers a nonce of the API's `SendData`; whether it is new.
@@ -558,11 +645,9 @@ impl Rooms {
                         })
                         .collect(),
                 };
-                self.outgoing.push(Outgoing {
-                    to: node,
-                    body: Body::Speakers(speakers),
-                    reliable: false,
-                });
+                let body = Body::Speakers(speakers);
+                self.outgoing
+                    .push(Outgoing::new(&self.state, node, body, false));
             }
             if let Some(local) = self.rooms.get(name) {
                 deliver_levels(local, levels.into());
@@ -576,7 +661,6 @@ impl Rooms {
         match inbound.body {
             Body::Checkpoint(checkpoint) => {
                 self.checkpoints.put(checkpoint);
-                self.checkpoints.forget_late(now, &self.state);
             }
             Body::Data(data) => {
                 self.ahead.entry(from).or_default().push(data);
@@ -641,18 +725,24 @@ fn nodes_for(
     })
 }
 
-/// To everybody here whom a message is for. Numbered ones, which are sent again to whoever moves, only to
-/// those who were here in the state in view of which they were sent.
+/// To everybody here whom a message is for. Numbered ones are sent again, in order, to whoever moves: those who
+/// came from elsewhere after the state in view of which they were sent take them only as the next one.
 fn deliver(local: &LocalRoom, message: &Arc<DataOut>, sent_at: Revision) {
     for session in local.sessions.values() {
-        let is_due = message.sequence == 0 || session.since <= sent_at;
-        if session.joined && is_due && message.is_for(&session.identity) {
-            let data = Message::Data(message.clone());
-            if message.channel == Channel::Reliable {
-                session.inbox.deliver(data);
-            } else {
-                session.inbox.offer(data);
-            }
+        if !session.joined || !message.is_for(&session.identity) {
+            continue;
+        }
+        let data = if message.sequence == 0 || session.since <= sent_at {
+            Message::Data(message.clone())
+        } else if session.adopted.is_some() {
+            Message::EarlyData(message.clone())
+        } else {
+            continue;
+        };
+        if message.channel == Channel::Reliable {
+            session.inbox.deliver(data);
+        } else {
+            session.inbox.offer(data);
         }
     }
 }
@@ -664,11 +754,14 @@ fn deliver_levels(local: &LocalRoom, levels: Arc<[(TrackSid, f32)]>) {
 }
 
 pub(super) fn to_proto(
+    now: Instant,
     room: &RoomName,
-    message: &DataOut,
+    sent: &Sent,
     only: Option<&ParticipantSid>,
     revision: Revision,
 ) -> proto::Data {
+    let message = &sent.message;
+    let age = now.saturating_duration_since(sent.at);
     proto::Data {
         room: room.0.clone(),
         channel: match message.channel {
@@ -688,6 +781,8 @@ pub(super) fn to_proto(
         payload: message.payload.clone(),
         only: only.map(|sid| sid.0.clone()).unwrap_or_default(),
         revision: revision.0,
+        age_ms: u32::try_from(age.as_millis()).unwrap_or(u32::MAX),
+        log_time: sent.log_time.0,
     }
 }
 

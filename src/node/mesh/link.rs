@@ -17,7 +17,8 @@ use tracing::{debug, info};
 
 use super::proto::mesh_client::MeshClient;
 use super::proto::{Frame, Heartbeat, Hello, LinkReply, LinkRequest, link_reply, link_request};
-use super::{Body, Health, Own, Signs, lock};
+use super::{Body, Health, Own, Posted, Signs, lock};
+use crate::session::receipt::Receipt;
 use crate::telemetry::Metrics;
 
 /// Frames kept until acknowledged. When it is reached, nothing more is taken from the queue.
@@ -47,16 +48,24 @@ pub(super) struct LinkTask {
     node: NodeId,
     address: String,
     channels: Channels,
-    queue: mpsc::Receiver<(Body, bool)>,
+    queue: mpsc::Receiver<Posted>,
     notes: Notes,
     kept: Kept,
     boot: Option<BootId>,
 }
 
+struct KeptFrame {
+    frame: Frame,
+    /// The start of the node that it is for, if it is for one.
+    boot: Option<BootId>,
+    /// Held until it is acknowledged.
+    _receipt: Option<Receipt>,
+}
+
 /// Reliable frames that the other end has not acknowledged, in order.
 #[derive(Default)]
 struct Kept {
-    frames: VecDeque<Frame>,
+    frames: VecDeque<KeptFrame>,
     bytes: usize,
     /// How many of them went out on the present stream.
     sent: usize,
@@ -68,18 +77,22 @@ impl Kept {
         self.frames.len() < KEPT_MAX && self.bytes < KEPT_BYTES_MAX
     }
 
-    fn push(&mut self, body: Body) {
+    fn push(&mut self, boot: Option<BootId>, receipt: Option<Receipt>, body: Body) {
         self.last_sequence += 1;
         let frame = Frame {
             sequence: self.last_sequence,
             body: Some(body),
         };
         self.bytes += frame.encoded_len();
-        self.frames.push_back(frame);
+        self.frames.push_back(KeptFrame {
+            frame,
+            boot,
+            _receipt: receipt,
+        });
     }
 
     fn next(&mut self) -> Option<Frame> {
-        let frame = self.frames.get(self.sent)?.clone();
+        let frame = self.frames.get(self.sent)?.frame.clone();
         self.sent += 1;
         Some(frame)
     }
@@ -88,18 +101,21 @@ impl Kept {
         while self
             .frames
             .front()
-            .is_some_and(|frame| frame.sequence <= sequence)
+            .is_some_and(|kept| kept.frame.sequence <= sequence)
         {
-            if let Some(frame) = self.frames.pop_front() {
-                self.bytes -= frame.encoded_len();
+            if let Some(kept) = self.frames.pop_front() {
+                self.bytes -= kept.frame.encoded_len();
                 self.sent = self.sent.saturating_sub(1);
             }
         }
     }
 
-    fn clear(&mut self) {
-        self.frames.clear();
-        self.bytes = 0;
+    /// Another start of the node answers: what was for the one before is gone with that. What was for a later
+    /// one stays.
+    fn begin_again(&mut self, gone: BootId) {
+        self.frames.retain(|kept| kept.boot != Some(gone));
+        let sizes = self.frames.iter().map(|kept| kept.frame.encoded_len());
+        self.bytes = sizes.sum();
         self.sent = 0;
     }
 }
@@ -110,7 +126,7 @@ impl LinkTask {
         node: NodeId,
         address: String,
         channels: Channels,
-        queue: mpsc::Receiver<(Body, bool)>,
+        queue: mpsc::Receiver<Posted>,
         notes: Notes,
     ) -> Self {
         Self {
@@ -194,9 +210,8 @@ impl LinkTask {
     }
 
     fn welcomed(&mut self, boot: BootId, sequence: u64) {
-        if self.boot.is_some_and(|known| known != boot) {
-            // What was kept was meant for participants of a process that is gone.
-            self.kept.clear();
+        if let Some(known) = self.boot.filter(|known| *known != boot) {
+            self.kept.begin_again(known);
         }
         self.boot = Some(boot);
         self.kept.acknowledge(sequence);
@@ -237,8 +252,8 @@ impl LinkTask {
                     Err(_) => return "stream ended",
                 },
                 next = self.queue.recv(), if self.kept.has_room() => match next {
-                    Some((body, true)) => self.kept.push(body),
-                    Some((body, false)) => {
+                    Some(Posted { body, boot, receipt, reliable: true }) => self.kept.push(boot, receipt, body),
+                    Some(Posted { body, reliable: false, .. }) => {
                         let frame = Frame { sequence: 0, body: Some(body) };
                         if requests.try_send(request(frame)).is_err() {
                             self.notes.metrics.mesh_dropped.inc();
@@ -299,6 +314,7 @@ fn request(frame: Frame) -> LinkRequest {
 mod tests {
     use super::*;
     use crate::mesh::proto::Speakers;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     fn body(room: &str) -> Body {
         Body::Speakers(Speakers {
@@ -311,7 +327,7 @@ mod tests {
     fn resends_what_was_not_acknowledged() {
         let mut kept = Kept::default();
         for room in ["a", "b", "c"] {
-            kept.push(body(room));
+            kept.push(None, None, body(room));
         }
         assert_eq!(kept.next().map(|f| f.sequence), Some(1));
         assert_eq!(kept.next().map(|f| f.sequence), Some(2));
@@ -325,11 +341,40 @@ mod tests {
     }
 
     #[test]
+    fn another_start_gets_what_is_for_it() {
+        let mut kept = Kept::default();
+        let (first, second) = (BootId(7), BootId(8));
+        let let_go = Arc::new(AtomicBool::new(false));
+        let told = let_go.clone();
+        let receipt = Receipt::new(move || told.store(true, Ordering::Relaxed));
+        for (boot, room) in [
+            (Some(first), "a"),
+            (None, "b"),
+            (Some(second), "c"),
+            (Some(first), "d"),
+        ] {
+            kept.push(boot, Some(receipt.clone()), body(room));
+        }
+        while kept.next().is_some() {}
+        kept.begin_again(first);
+        let mut left = Vec::new();
+        while let Some(frame) = kept.next() {
+            left.push(frame.sequence);
+        }
+        assert_eq!(left, [2, 3]);
+        drop(receipt);
+        assert!(!let_go.load(Ordering::Relaxed), "two are under way");
+        kept.acknowledge(3);
+        assert_eq!((kept.frames.len(), kept.bytes), (0, 0));
+        assert!(let_go.load(Ordering::Relaxed));
+    }
+
+    #[test]
     fn stops_taking_at_the_limit() {
         let mut kept = Kept::default();
         for _ in 0..KEPT_MAX {
             assert!(kept.has_room());
-            kept.push(body("r"));
+            kept.push(None, None, body("r"));
         }
         assert!(!kept.has_room());
     }

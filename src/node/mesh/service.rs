@@ -19,13 +19,15 @@ use super::proto::{
     EnrollRequest, Frame, HeartbeatReply, Hello, InquireReply, InquireRequest, LinkReply,
     LinkRequest, PulseReply, PulseRequest, TunnelPart, Welcome, link_reply, link_request,
 };
-use super::{Ailing, Inbound, Own, lock, tunnel};
+use super::{Ailing, Body, Inbound, Own, lock, tunnel};
 use crate::telemetry::Metrics;
 
 /// Answers handed to a stream ahead of its flow control.
 const REPLIES_MAX: usize = 64;
 /// Frames after which an acknowledgement goes out at the latest.
 const ACKNOWLEDGE_EVERY: u64 = 64;
+/// Time after which one goes out for data: clients are told no sooner that it arrived.
+const ACKNOWLEDGE_DATA_AFTER: Duration = Duration::from_millis(1);
 /// Time after which one goes out at the latest.
 const ACKNOWLEDGE_AFTER: Duration = Duration::from_millis(50);
 /// Answers to pings that wait for the stream. A caller that reads nothing gets no more.
@@ -157,12 +159,14 @@ impl Shared {
         };
         reply(&replies, link_reply::Message::Welcome(welcome)).await?;
         let (mut handled, mut acknowledged) = (sequence, sequence);
+        let mut is_soon = false;
         let mut due = tokio::time::interval(ACKNOWLEDGE_AFTER);
         due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let message = tokio::select! {
                 message = requests.message() => message?,
                 _ = due.tick(), if handled > acknowledged => {
+                    is_soon = false;
                     acknowledged = handled;
                     acknowledge(&replies, handled).await?;
                     continue;
@@ -170,11 +174,16 @@ impl Shared {
             };
             match message.and_then(|request| request.message) {
                 Some(link_request::Message::Frame(frame)) => {
+                    let is_data = frame.sequence != 0 && matches!(frame.body, Some(Body::Data(_)));
+                    if is_data && !std::mem::replace(&mut is_soon, true) {
+                        due.reset_after(ACKNOWLEDGE_DATA_AFTER);
+                    }
                     match self.take(node, &sender, stream, frame).await {
                         Some(sequence) => handled = handled.max(sequence),
                         None => return Ok(()),
                     }
                     if handled - acknowledged >= ACKNOWLEDGE_EVERY {
+                        is_soon = false;
                         acknowledged = handled;
                         acknowledge(&replies, handled).await?;
                     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use bytes::Bytes;
 use flotilla_media::peer::passage::Passage;
 use flotilla_media::peer::transport::TransportSnapshot;
 use flotilla_model::State;
@@ -45,8 +46,21 @@ pub enum Message {
     },
     /// The engine reports.
     Media(media::Event),
-    /// Somebody sent data.
+    /// The client sends data.
+    Sent {
+        /// On which connection.
+        target: Target,
+        /// On which channel.
+        channel: media::Channel,
+        /// `livekit.DataPacket` bytes.
+        payload: Bytes,
+        /// The engine's number for it, for its receipt.
+        number: u64,
+    },
+    /// Somebody else sent data.
     Data(Arc<DataOut>),
+    /// Somebody else sent data before they knew that the session is here.
+    EarlyData(Arc<DataOut>),
     /// Loudness of tracks.
     Speakers(Arc<[(TrackSid, f32)]>),
     /// The client says something on this connection.

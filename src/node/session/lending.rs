@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use flotilla_media::command::Continuation;
 use flotilla_model::id::{NodeId, ParticipantSid};
-use flotilla_signal::media::{Channel, Event, Target};
+use flotilla_signal::media::{Channel, Target};
 use flotilla_signal::session::Output;
 use tokio::sync::oneshot;
 use tracing::info;
@@ -142,17 +142,18 @@ impl Task {
     /// Passes on the client's last messages, which it takes for received.
     fn pass_on_rest(&mut self, outlet: &mut Outlet) {
         while let Some(message) = outlet.try_receive() {
-            if let Message::Media(Event::Data {
+            if let Message::Sent {
                 channel: Channel::Reliable,
                 payload,
-            }) = message
+                ..
+            } = message
             {
                 self.session.take_last_data(&payload);
             }
         }
         while let Some(output) = self.session.poll() {
             if let Output::Data(data) = output {
-                self.node.hub.distribute(self.session.room(), data);
+                self.node.hub.distribute(self.session.room(), data, None);
             }
         }
         self.count_discards();

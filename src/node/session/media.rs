@@ -52,7 +52,9 @@ fn channel(channel: Channel) -> engine::Channel {
     }
 }
 
-fn channel_back(channel: engine::Channel) -> Channel {
+/// A channel of the engine's as sessions know it.
+#[must_use]
+pub fn channel_back(channel: engine::Channel) -> Channel {
     match channel {
         engine::Channel::Reliable => Channel::Reliable,
         engine::Channel::Lossy => Channel::Lossy,
@@ -199,7 +201,8 @@ pub fn command(
     vec![one]
 }
 
-/// An event of a peer as its session hears it; `None` for those that are no session's.
+/// An event of a peer as its session hears it; `None` for those that are no session's, and for what clients
+/// send, which has a message of its own.
 #[must_use]
 pub fn event(event: engine_event::Event) -> Option<(PeerId, Event)> {
     use engine_event::Event as From;
@@ -270,38 +273,16 @@ pub fn event(event: engine_event::Event) -> Option<(PeerId, Event)> {
                 channel: channel_back(channel),
             },
         ),
-        From::Data {
-            peer,
-            channel,
-            payload,
-        } => (
-            peer,
-            Event::Data {
-                channel: channel_back(channel),
-                payload,
-            },
-        ),
         From::QualityWanted {
             peer,
             track,
             quality,
         } => (peer, Event::QualityWanted { track, quality }),
-        From::AudioLevels { .. } | From::RelayStarted { .. } | From::Checkpoint { .. } => {
-            return None;
-        }
+        From::AudioLevels { .. }
+        | From::RelayStarted { .. }
+        | From::Checkpoint { .. }
+        | From::Data { .. } => return None,
     })
-}
-
-/// Whether a full inbox may drop it.
-#[must_use]
-pub fn may_be_lost(event: &Event) -> bool {
-    matches!(
-        event,
-        Event::Data {
-            channel: Channel::Lossy | Channel::DataTrack,
-            ..
-        }
-    )
 }
 
 #[cfg(test)]

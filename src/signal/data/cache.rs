@@ -1,39 +1,53 @@
 //! What a room remembers of its data messages: the last seconds for those who have just joined, and
 //! the nonces of the API's `SendData`. Owned by the node, one each per room.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use flotilla_model::id::{ParticipantSid, UnixMillis};
 
 use super::DataOut;
 use crate::media::Channel;
 
-/// How long a message is kept for joiners. When it falls, messages sent while somebody joins get
-/// lost.
-const JOIN_AGE_MAX: Duration = Duration::from_secs(2);
 /// Bytes kept for joiners; the oldest messages go first.
 const JOIN_BYTES_MAX: usize = 100_000;
 /// Bytes kept for them, per room and node. When it falls, a busy room loses messages in a takeover.
 const MOVE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// A message that is kept.
+#[derive(Clone, Debug)]
+pub struct Sent {
+    /// When it was sent.
+    pub at: Instant,
+    /// The log's time then, as the sender's node had it; 0: not known.
+    pub log_time: UnixMillis,
+    /// The message.
+    pub message: Arc<DataOut>,
+}
+
 /// Recent numbered reliable messages of a room, replayed to a session right after its join and
 /// before any newer message: sessions drop numbers that are not above the last one of a sender.
 #[derive(Clone, Debug)]
 pub struct Cache {
-    messages: VecDeque<(Instant, Arc<DataOut>)>,
+    messages: VecDeque<Sent>,
+    /// Numbers of each sender's messages among them.
+    numbers: BTreeMap<ParticipantSid, BTreeSet<u32>>,
     bytes: usize,
     age_max: Duration,
     bytes_max: usize,
 }
 
 impl Cache {
+    /// How long a message is kept for joiners. When it falls, messages sent while somebody joins get lost.
+    pub const JOIN_AGE_MAX: Duration = Duration::from_secs(2);
     /// How long messages are kept for those who move to another node.
     pub const MOVE_AGE_MAX: Duration = Duration::from_secs(20);
 
     /// For those who join.
     #[must_use]
     pub fn for_joins() -> Self {
-        Self::new(JOIN_AGE_MAX, JOIN_BYTES_MAX)
+        Self::new(Self::JOIN_AGE_MAX, JOIN_BYTES_MAX)
     }
 
     /// For those who are taken over by another node: what was on its way to them is lost with the
@@ -46,34 +60,61 @@ impl Cache {
     fn new(age_max: Duration, bytes_max: usize) -> Self {
         Self {
             messages: VecDeque::new(),
+            numbers: BTreeMap::new(),
             bytes: 0,
             age_max,
             bytes_max,
         }
     }
 
-    /// Remembers a message, if it is one that is replayed.
-    pub fn push(&mut self, now: Instant, message: &Arc<DataOut>) {
+    /// Remembers a message, if it is one that is replayed, once.
+    pub fn push(&mut self, sent: Sent) {
+        let (at, message) = (sent.at, &sent.message);
         if message.channel != Channel::Reliable || message.sequence == 0 {
             return;
         }
-        self.bytes += message.payload.len();
-        self.messages.push_back((now, Arc::clone(message)));
-        self.expire(now);
+        let numbers = self.numbers.entry(message.from.clone()).or_default();
+        if numbers.insert(message.sequence) {
+            self.bytes += message.payload.len();
+            self.messages.push_back(sent);
+            self.expire(at);
+        }
     }
 
     /// What somebody new gets, oldest first.
-    pub fn replay(&mut self, now: Instant) -> impl Iterator<Item = &Arc<DataOut>> {
+    pub fn replay(&mut self, now: Instant) -> impl Iterator<Item = &Sent> {
         self.expire(now);
-        self.messages.iter().map(|(_, message)| message)
+        self.messages.iter()
+    }
+
+    /// What somebody gets again who joined at this time of the log, oldest first.
+    pub fn replay_since(
+        &mut self,
+        now: Instant,
+        joined: UnixMillis,
+    ) -> impl Iterator<Item = &Sent> {
+        self.replay(now)
+            .filter(move |sent| sent.log_time.0 == 0 || sent.log_time >= joined)
+    }
+
+    /// Forgets what is too old. Whether nothing is left.
+    pub fn is_empty_by(&mut self, now: Instant) -> bool {
+        self.expire(now);
+        self.messages.is_empty()
     }
 
     fn expire(&mut self, now: Instant) {
-        while let Some((at, message)) = self.messages.front() {
+        while let Some(Sent { at, message, .. }) = self.messages.front() {
             if self.bytes <= self.bytes_max && now.saturating_duration_since(*at) <= self.age_max {
                 break;
             }
             self.bytes -= message.payload.len();
+            if let Some(numbers) = self.numbers.get_mut(&message.from) {
+                numbers.remove(&message.sequence);
+                if numbers.is_empty() {
+                    self.numbers.remove(&message.from);
+                }
+            }
             self.messages.pop_front();
         }
     }
@@ -120,20 +161,32 @@ mod tests {
         })
     }
 
+    fn sent(at: Instant, message: &Arc<DataOut>) -> Sent {
+        Sent {
+            at,
+            log_time: UnixMillis(0),
+            message: Arc::clone(message),
+        }
+    }
+
     fn numbers(cache: &mut Cache, now: Instant) -> Vec<u32> {
-        cache.replay(now).map(|message| message.sequence).collect()
+        let messages = cache.replay(now);
+        messages.map(|sent| sent.message.sequence).collect()
     }
 
     #[test]
     fn joiners_get_the_last_two_seconds_in_order() {
         let start = crate::session::testing::start();
         let mut cache = Cache::for_joins();
-        cache.push(start, &message(1, 10));
-        cache.push(start + Duration::from_millis(1500), &message(2, 10));
-        cache.push(start + Duration::from_millis(1600), &message(0, 10));
-        assert_eq!(numbers(&mut cache, start + JOIN_AGE_MAX), [1, 2]);
+        cache.push(sent(start, &message(1, 10)));
+        cache.push(sent(start + Duration::from_millis(1500), &message(2, 10)));
+        cache.push(sent(start + Duration::from_millis(1600), &message(0, 10)));
+        assert_eq!(numbers(&mut cache, start + Cache::JOIN_AGE_MAX), [1, 2]);
         assert_eq!(
-            numbers(&mut cache, start + JOIN_AGE_MAX + Duration::from_millis(1)),
+            numbers(
+                &mut cache,
+                start + Cache::JOIN_AGE_MAX + Duration::from_millis(1)
+            ),
             [2]
         );
     }
@@ -143,9 +196,43 @@ mod tests {
         let start = crate::session::testing::start();
         let mut cache = Cache::for_joins();
         for sequence in 1..=5 {
-            cache.push(start, &message(sequence, 40_000));
+            cache.push(sent(start, &message(sequence, 40_000)));
         }
         assert_eq!(numbers(&mut cache, start), [4, 5]);
+    }
+
+    #[test]
+    fn nobody_gets_again_what_was_said_before_they_joined() {
+        let start = crate::session::testing::start();
+        let mut cache = Cache::for_moves();
+        for (sequence, log_time) in [(1, 700), (2, 0), (3, 900), (4, 1000)] {
+            let log_time = UnixMillis(log_time);
+            cache.push(Sent {
+                log_time,
+                ..sent(start, &message(sequence, 10))
+            });
+        }
+        let again = cache.replay_since(start, UnixMillis(900));
+        let again: Vec<u32> = again.map(|sent| sent.message.sequence).collect();
+        assert_eq!(again, [2, 3, 4]);
+        assert_eq!(numbers(&mut cache, start), [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn what_comes_again_is_kept_once() {
+        let start = crate::session::testing::start();
+        let mut cache = Cache::for_moves();
+        for sequence in [3, 4, 3, 2, 4] {
+            cache.push(sent(start, &message(sequence, 10)));
+        }
+        let mut other = DataOut::clone(&message(3, 10));
+        other.from = "PA_b".into();
+        cache.push(sent(start + Duration::from_secs(1), &Arc::new(other)));
+        assert_eq!(numbers(&mut cache, start), [3, 4, 2, 3]);
+        let end = start + Cache::MOVE_AGE_MAX + Duration::from_millis(1);
+        assert_eq!(numbers(&mut cache, end), [3]);
+        assert_eq!((cache.bytes, cache.numbers.len()), (10, 1));
+        assert!(cache.is_empty_by(end + Duration::from_secs(1)));
     }
 
     #[test]

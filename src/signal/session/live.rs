@@ -89,6 +89,13 @@ impl Live {
         match input {
             Input::Request(request) => self.handle_request(core, now, *request),
             Input::Media(event) => self.handle_media(core, now, event),
+            Input::EarlyData(message) => {
+                let last = self.channels.last_received(&message.from);
+                if !core.peers_pending && message.sequence == last.saturating_add(1) {
+                    self.handle_data_of_others(core, &message);
+                }
+                Flow::Stay
+            }
             Input::Data(message) if core.peers_pending => {
                 self.hold(core, message);
                 Flow::Stay

@@ -128,6 +128,7 @@ impl Here {
 
     fn apply(&mut self, command: Command) {
         self.requests += 1;
+        let before = Arc::new(self.state.clone());
         let applied = self.state.apply(&Entry {
             at: UnixMillis(1_700_000_000_000),
             request: RequestId(self.requests),
@@ -139,6 +140,7 @@ impl Here {
             log_index: self.state.revision.0,
             at: UnixMillis(1_700_000_000_000),
             events: applied.events,
+            before,
             state: Arc::new(self.state.clone()),
         });
         self.rooms.pass_on(self.now, &change);
@@ -250,6 +252,8 @@ impl Here {
                 1 => self.state.revision.0,
                 _ => self.state.revision.0.saturating_add(u64::from(draw.u32())),
             },
+            age_ms: draw.u32(),
+            log_time: u64::from(draw.u32()),
         }
     }
 

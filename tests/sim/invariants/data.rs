@@ -1,17 +1,18 @@
 //! I11: numbered messages of a sender reach everybody who was there, without a gap and in order, whatever
 //! becomes of homes on the way.
 //!
-//! Three limits of the promise are left out: messages are kept for twenty seconds for those who are away; what a former
-//! home that slept hands on late may come to somebody who has just joined; and what is kept for those who move is waited
-//! for only for a moment, so that a way between nodes that was cut until a moment ago can leave a gap.
+//! Four limits of the promise are left out: messages are kept for twenty seconds for those who are away; what a former
+//! home that slept hands on late may come to somebody who has just joined; what is kept for those who move is waited
+//! for only for a moment, so that a way between nodes that was cut until a moment ago can leave a gap; and what had gone
+//! with the processes of all nodes that had it: two at least, or one if no majority of the nodes ran when it was sent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_model::id::ParticipantSid;
 
 use super::Invariant;
 use crate::client::Phase;
-use crate::time::{Time, secs};
+use crate::time::{Time, ms, secs};
 use crate::witness::{Fact, Scene};
 use crate::world::World;
 
@@ -20,9 +21,76 @@ const JOINED: u64 = secs(5);
 /// For so long messages are kept for those who move, and somewhat longer they are on their way.
 const KEPT: u64 = secs(25);
 
+/// A majority that was seen so long ago may have ended.
+const SEEN: u64 = ms(500);
+
 /// Looks at what clients get.
 #[derive(Default)]
-pub struct ExactlyOnce(BTreeMap<ParticipantSid, Time>);
+pub struct ExactlyOnce {
+    joined: BTreeMap<ParticipantSid, Time>,
+    homes: BTreeMap<ParticipantSid, u64>,
+    messages: BTreeMap<(ParticipantSid, u32), Copies>,
+}
+
+/// Who has a message.
+#[derive(Default)]
+struct Copies {
+    /// Nodes whose processes have had it since they started.
+    holders: BTreeSet<u64>,
+    /// It was on as many nodes as can be expected.
+    enough: bool,
+    sent: Time,
+}
+
+impl Copies {
+    fn add(&mut self, node: u64) {
+        self.holders.insert(node);
+        self.enough |= self.holders.len() >= 2;
+    }
+}
+
+impl ExactlyOnce {
+    fn note(&mut self, scene: &Scene, fact: &Fact<'_>) {
+        match fact {
+            Fact::Joined { sid, .. } => {
+                self.joined.insert((*sid).clone(), scene.now);
+            }
+            Fact::Serves { node, sid, .. } => {
+                self.homes.insert((*sid).clone(), *node);
+            }
+            Fact::SentData { sid, sequence, .. } => {
+                let message = ((*sid).clone(), *sequence);
+                let copies = self.messages.entry(message).or_default();
+                copies.enough |= !scene.had_quorum_for(SEEN);
+                copies.sent = scene.now;
+                if let Some(home) = self.homes.get(*sid) {
+                    copies.add(*home);
+                }
+            }
+            Fact::TakesData { node, from, data } if data.sequence != 0 => {
+                let message = (ParticipantSid(data.from.clone()), data.sequence);
+                let copies = self.messages.entry(message).or_default();
+                copies.add(*from);
+                copies.add(*node);
+            }
+            Fact::Ended { node, .. } => {
+                for copies in self.messages.values_mut() {
+                    copies.holders.remove(node);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether a message need not come: all who had it are gone, or it was sent before the receiver joined.
+    fn is_excused(&self, own: &ParticipantSid, sender: &ParticipantSid, sequence: u32) -> bool {
+        let Some(copies) = self.messages.get(&(sender.clone(), sequence)) else {
+            return false;
+        };
+        let is_gone = copies.enough && copies.holders.is_empty();
+        is_gone || self.joined.get(own).is_some_and(|at| copies.sent < *at)
+    }
+}
 
 impl Invariant for ExactlyOnce {
     fn name(&self) -> &'static str {
@@ -30,9 +98,7 @@ impl Invariant for ExactlyOnce {
     }
 
     fn see(&mut self, scene: &Scene, fact: &Fact<'_>) -> Result<(), String> {
-        if let Fact::Joined { sid, .. } = fact {
-            self.0.insert((*sid).clone(), scene.now);
-        }
+        self.note(scene, fact);
         let Fact::Received {
             client,
             own,
@@ -44,11 +110,20 @@ impl Invariant for ExactlyOnce {
         else {
             return Ok(());
         };
-        let is_new = self.0.get(*own).is_none_or(|at| scene.now - *at < JOINED);
+        let is_new = self
+            .joined
+            .get(*own)
+            .is_none_or(|at| scene.now - *at < JOINED);
         let was_cut = scene.last_cut.is_some_and(|at| scene.now - at < KEPT);
         // It may have been told of less than it was away: its client looks several times a second.
         let was_away = *away >= secs(18);
-        if *sequence == last + 1 || is_new || was_cut || was_away {
+        let is_excused = |missing| self.is_excused(own, sender, missing);
+        if *sequence == last + 1
+            || is_new
+            || was_cut
+            || was_away
+            || (last + 1..*sequence).all(is_excused)
+        {
             return Ok(());
         }
         Err(format!(

@@ -153,6 +153,7 @@ mod tests {
         message_bytes_max: 1000,
         reliable_bytes_max: 1000,
         lossy_bytes_max: 1000,
+        hold_max: std::time::Duration::ZERO,
     };
 
     #[test]

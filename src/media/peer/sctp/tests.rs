@@ -237,7 +237,7 @@ impl Net {
         while let Some(event) = self.server.poll_event() {
             match event {
                 SctpEvent::Open(channel) => self.opened.push(channel),
-                SctpEvent::Data(channel, payload) => self.received.push((channel, payload)),
+                SctpEvent::Data(channel, payload, _) => self.received.push((channel, payload)),
             }
         }
     }
@@ -326,6 +326,39 @@ fn channels_opened_by_the_client_go_by_their_label() {
         [0_u16, 2, 4].map(|id| (id, Bytes::from(vec![id as u8; 3])))
     );
     assert_eq!(net.server.deadline(), None, "idle");
+}
+
+#[test]
+fn a_message_is_acknowledged_once_it_is_safe() {
+    let mut net = Net::new(ChannelPlan::Client, 0.0);
+    let limits = DataLimits {
+        hold_max: Duration::from_millis(100),
+        ..DataLimits::default()
+    };
+    net.server = Sctp::new(ChannelPlan::Client, limits);
+    net.run(|net| net.client.connected);
+    net.client.open(net.now, 2, Channel::Reliable);
+    net.settle();
+    let acknowledged = |net: &Net| net.server.standing().map(|standing| standing.acknowledged);
+    let before = acknowledged(&net);
+
+    net.client.send(net.now, 2, b"one");
+    net.run(|net| net.server.hold.deadline().is_some());
+    assert_eq!(net.received.len(), 1);
+    assert_eq!(acknowledged(&net), before, "another node would be sent it");
+    net.server.safe(1);
+    net.flush();
+    let first = acknowledged(&net);
+    assert_eq!(first, before.map(|tsn| tsn.wrapping_add(1)));
+
+    // Nobody says anything of the second one.
+    net.client.send(net.now, 2, b"two");
+    net.run(|net| net.server.hold.deadline().is_some());
+    let by = net.server.hold.deadline();
+    net.run(|net| acknowledged(net) != first);
+    assert_eq!(Some(net.now), by);
+    net.settle();
+    assert_eq!(net.received.len(), 2, "nothing is sent twice");
 }
 
 #[test]

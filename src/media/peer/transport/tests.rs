@@ -122,7 +122,9 @@ impl Call {
         while let Some(event) = self.server.poll_event() {
             match event {
                 TransportEvent::ChannelOpen(channel) => self.opened.push(channel),
-                TransportEvent::Data { channel, payload } => self.received.push((channel, payload)),
+                TransportEvent::Data {
+                    channel, payload, ..
+                } => self.received.push((channel, payload)),
                 other => self.events.push(other),
             }
         }

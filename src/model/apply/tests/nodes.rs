@@ -58,6 +58,94 @@ fn a_lost_nodes_participants_move_to_their_standby() {
     assert_eq!(told(&events)[..2], expected[..2]);
 }
 
+/// A node whose program reads the log of today.
+fn up_to_date(id: u64, boot: u64) -> Node {
+    let formats = crate::cluster::Formats {
+        log: crate::encoding::VERSION,
+        mesh: 1,
+    };
+    Node {
+        version: formats.tell("0.1.0"),
+        ..node(id, boot)
+    }
+}
+
+fn stint(replica: &Replica, id: u64) -> Stint {
+    replica.state.nodes[&NodeId(id)].stint()
+}
+
+#[test]
+fn a_verdict_is_void_once_another_stint_has_begun() {
+    let mut replica = Replica::new();
+    for id in 1..=3 {
+        replica.done(Command::PutNode(up_to_date(id, 1)));
+    }
+    replica.done(join("r", "a", 1));
+    let lost = |stint| Command::NodeLostIn {
+        node: NodeId(1),
+        stint,
+        cause: LossCause::Unreachable,
+        taker: None,
+    };
+    let returns = |boot| Command::NodeReturns {
+        node: NodeId(1),
+        boot: BootId(boot),
+    };
+    let first = stint(&replica, 1);
+    assert_eq!(replica.refused(returns(7)), Rejection::StaleEpoch);
+    let (_, events) = replica.done(returns(1));
+    assert_eq!(told(&events), ["node 1 changed"]);
+    let second = stint(&replica, 1);
+    assert!(second > first);
+    assert_eq!(replica.refused(lost(first)), Rejection::StaleEpoch);
+    assert_eq!(replica.participant("r", "a").home, NodeId(1));
+
+    // Its record, said again, begins nothing.
+    replica.done(Command::PutNode(up_to_date(1, 1)));
+    assert_eq!(stint(&replica, 1), second);
+    replica.done(lost(second));
+    assert_ne!(replica.participant("r", "a").home, NodeId(1));
+    assert_eq!(replica.refused(returns(1)), Rejection::NodeNotFound);
+
+    // Whoever was lost returns by its record.
+    replica.done(Command::PutNode(up_to_date(1, 1)));
+    assert!(stint(&replica, 1) > second);
+    assert_eq!(replica.refused(lost(second)), Rejection::StaleEpoch);
+    replica.done(Command::PutNode(up_to_date(1, 2)));
+    assert_eq!(stint(&replica, 1).returns, 0, "of another start");
+}
+
+#[test]
+fn stints_are_not_counted_before_every_node_knows_them() {
+    let mut replica = Replica::new();
+    replica.done(Command::PutNode(up_to_date(1, 1)));
+    replica.done(lost(1, 1));
+    let version = replica.state.nodes[&NodeId(1)].version.clone();
+    replica.done(Command::PutNode(up_to_date(1, 1)));
+    assert_eq!(replica.state.nodes[&NodeId(1)].version, version);
+    let lost = Command::NodeLostIn {
+        node: NodeId(1),
+        stint: stint(&replica, 1),
+        cause: LossCause::Crashed,
+        taker: Some(NodeId(2)),
+    };
+    assert!(matches!(
+        lost.clone().worded_for(4),
+        Command::NodeLostTo { .. }
+    ));
+    assert!(matches!(
+        lost.clone().worded_for(3),
+        Command::NodeLost { .. }
+    ));
+    assert_eq!(lost.clone().worded_for(5), lost);
+    let returns = Command::NodeReturns {
+        node: NodeId(1),
+        boot: BootId(1),
+    };
+    assert_eq!(returns.clone().worded_for(4), Command::Expire);
+    assert_eq!(returns.clone().worded_for(5), returns);
+}
+
 fn moving(id: u64, boot: u64, addresses: &[[u8; 4]]) -> Command {
     let formats = crate::cluster::Formats { log: 4, mesh: 1 };
     let record = Node {

@@ -209,6 +209,15 @@ fn of_nodes_and_rooms() -> impl Strategy<Value = Command> {
         2 => (homes(), boot(), causes(), homes()).prop_map(|(node, boot, cause, taker)| {
             Command::NodeLostTo { node, boot, cause, taker }
         }),
+        2 => (homes(), boot(), 0u32..3, causes(), prop::option::of(homes())).prop_map(
+            |(node, boot, returns, cause, taker)| Command::NodeLostIn {
+                node,
+                stint: Stint { boot, returns },
+                cause,
+                taker,
+            }
+        ),
+        2 => (homes(), boot()).prop_map(|(node, boot)| Command::NodeReturns { node, boot }),
         1 => (homes(), boot(), homes()).prop_map(|(node, boot, of)| Command::ReleaseAddresses {
             node,
             boot,

@@ -3,7 +3,8 @@
 use super::super::testing::World;
 use super::*;
 use crate::mesh::{Ailment, Finding};
-use flotilla_model::command::Command;
+use flotilla_model::command::{Command, Rejection};
+use flotilla_model::id::BootId;
 
 const BOUND: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -39,12 +40,12 @@ fn decide(silent: Duration, reached: Option<Duration>) -> Vec<Step> {
     let mut judge = Judge::new(NodeId(1), config);
     judge.look(&View { now: start, ..view });
     let steps = judge.look(&view);
-    let [Step::Ask { case, boot, .. }] = &steps[..] else {
+    let [Step::Ask { case, .. }] = &steps[..] else {
         panic!("its silence is asked about: {steps:?}");
     };
     let mut case = case.clone();
     case.findings.insert(WITNESS, Finding::Heard);
-    judge.judge(&view, case, *boot)
+    judge.judge(&view, case)
 }
 
 #[test]
@@ -108,15 +109,15 @@ fn what_witnesses_found_does_not_outweigh_what_comes_by_way_of_them_since() {
         ..with(around, &signs)
     });
     let steps = judge.look(&with(around, &signs));
-    let [Step::Ask { case, boot, .. }] = &steps[..] else {
+    let [Step::Ask { case, .. }] = &steps[..] else {
         panic!("its silence is asked about: {steps:?}");
     };
     let mut case = case.clone();
     case.findings.insert(WITNESS, Finding::Silent);
-    let steps = judge.judge(&with(around, &signs), case.clone(), *boot);
+    let steps = judge.judge(&with(around, &signs), case.clone());
     assert!(matches!(steps[..], [Step::Condemn { .. }]), "{steps:?}");
     signs.reached(SUSPECT, BootId(1), None, now - BOUND / 2);
-    let steps = judge.judge(&with(around, &signs), case, *boot);
+    let steps = judge.judge(&with(around, &signs), case);
     assert!(matches!(steps[..], [Step::Pause(SUSPECT)]), "{steps:?}");
     judge.settled(SUSPECT);
     signs.reached(SUSPECT, BootId(1), None, now - BOUND / 4);
@@ -174,4 +175,63 @@ fn silence_from_before_its_return_condemns_nobody() {
     signs.heard(WITNESS, BootId(1), later);
     let steps = judge.look(&with(view(&world.state, later), &signs));
     assert!(matches!(steps[..], [Step::Ask { .. }]), "{steps:?}");
+}
+
+/// The suspect's lease had ended, it has read the log and serves again: what witnesses found before condemns
+/// nobody, and neither does the silence that the judge remembers.
+#[test]
+fn findings_from_before_a_return_condemn_nobody() {
+    let start = Instant::now();
+    let now = start + BOUND;
+    let mut signs = SignBook::default();
+    for node in [SUSPECT, WITNESS] {
+        signs.insert(node, start);
+        signs.answered(node, BootId(1), start, Ailment::None, start);
+    }
+    signs.heard(WITNESS, BootId(1), now);
+    let voters = BTreeSet::from([NodeId(1), SUSPECT, WITNESS]);
+    let config = FailureConfig {
+        bound: BOUND,
+        patience: PATIENCE,
+    };
+    let mut world = World::new();
+    let before = world.state.clone();
+    let boot = before.nodes[&SUSPECT].boot;
+    let node = SUSPECT;
+    world.apply(Command::NodeReturns { node, boot });
+    let silent = SignBook::default();
+    let view = |state, now| View {
+        now,
+        leader: Some(NodeId(1)),
+        voters: &voters,
+        state,
+        signs: &silent,
+    };
+    let mut judge = Judge::new(NodeId(1), config);
+    judge.look(&with(view(&before, start), &signs));
+    let steps = judge.look(&with(view(&before, now), &signs));
+    let [Step::Ask { case, .. }] = &steps[..] else {
+        panic!("its silence is asked about: {steps:?}");
+    };
+    let mut case = case.clone();
+    case.findings.insert(WITNESS, Finding::Silent);
+    let condemned = judge.judge(&with(view(&before, now), &signs), case.clone());
+    let [Step::Condemn { stint, cause, .. }] = condemned[..] else {
+        panic!("it is silent to both: {condemned:?}");
+    };
+    // The verdict comes to the log behind the return: it is void.
+    let refused = world.refuse(Command::NodeLostIn {
+        node,
+        stint,
+        cause,
+        taker: None,
+    });
+    assert_eq!(refused, Rejection::StaleEpoch);
+    let steps = judge.judge(&with(view(&world.state, now), &signs), case);
+    assert!(matches!(steps[..], [Step::Pause(SUSPECT)]), "{steps:?}");
+    judge.settled(SUSPECT);
+    let later = now + BOUND / 4;
+    signs.heard(WITNESS, BootId(1), later);
+    let steps = judge.look(&with(view(&world.state, later), &signs));
+    assert!(steps.is_empty(), "{steps:?}");
 }

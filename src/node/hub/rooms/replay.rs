@@ -2,17 +2,19 @@
 //!
 //! ```text
 //! joined ─ replay ───────────── the last moments, from the senders' homes
-//! moved ── replay_moved ─────── what was on its way to the former home, from the senders' homes
+//! moved ── replay_moved ─────── what was on its way to the former home, from the senders' homes, or, if one has
+//!                              forgotten it, from whom it was sent again
 //! a home has forgotten ──────── replay_forgotten: what came from it, from everybody else, to those who moved meanwhile
 //! ```
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
 use flotilla_model::State;
 use flotilla_model::id::{BootId, NodeId, RoomName};
 use flotilla_model::participant::Participant;
-use flotilla_signal::data::Cache;
+use flotilla_signal::data::{Cache, Sent};
 
 use super::{Outgoing, Rooms, to_proto};
 use crate::mesh::Body;
@@ -34,7 +36,8 @@ impl Rooms {
                 None => return,
             }
         };
-        for message in local.cache.replay(now) {
+        for sent in local.cache.replay(now) {
+            let message = &sent.message;
             if !message.is_for(&joined.identity) {
                 continue;
             }
@@ -43,12 +46,10 @@ impl Rooms {
                     session.inbox.deliver(Message::Data(message.clone()));
                 }
             } else {
-                let data = to_proto(name, message, Some(&joined.sid), revision);
-                self.outgoing.push(Outgoing {
-                    to: joined.home,
-                    body: Body::Data(data),
-                    reliable: true,
-                });
+                let data = to_proto(now, name, sent, Some(&joined.sid), revision);
+                let body = Body::Data(data);
+                self.outgoing
+                    .push(Outgoing::new(&self.state, joined.home, body, true));
             }
         }
         if let Some(session) = local.sessions.get_mut(&joined.sid) {
@@ -58,8 +59,9 @@ impl Rooms {
     }
 
     /// A participant has a new home: what was on its way to the former one is sent again. Sessions
-    /// drop what their client has. From here come the messages of participants here, and those that
-    /// came from a home that its sender has lost as well, be it that its process has started anew since.
+    /// drop what their client has. The new home itself takes whatever it has. Others get from here the messages of
+    /// participants here, and those that came from a home that its sender has lost as well, be it that its process
+    /// has started anew since.
     pub(super) fn replay_moved(
         &mut self,
         now: Instant,
@@ -79,27 +81,46 @@ impl Rooms {
             .moved
             .insert(moved.identity.clone(), (moved.sid.clone(), now));
         let is_here = moved.home == self.node;
+        let mut again: Vec<Sent> = Vec::new();
         for ((origin, boot), cache) in &mut local.moves {
             let has_it_still = boot_of(&state, *origin) == *boot;
-            for message in cache.replay(now) {
+            for sent in cache.replay_since(now, moved.joined_at) {
+                let message = &sent.message;
                 let sender = room.and_then(|room| room.participants.get(&message.from_identity));
-                let is_ours = *origin == self.node
+                let is_ours = is_here
+                    || *origin == self.node
                     || *origin == former
                     || !has_it_still
                     || sender.is_none_or(|sender| sender.home != *origin);
-                if !is_ours || message.from == moved.sid || !message.is_for(&moved.identity) {
-                    continue;
+                if is_ours {
+                    again.push(sent.clone());
                 }
-                if !is_here {
-                    let data = to_proto(name, message, Some(&moved.sid), revision);
-                    self.outgoing.push(Outgoing {
-                        to: moved.home,
-                        body: Body::Data(data),
-                        reliable: true,
-                    });
-                } else if let Some(session) = local.sessions.get(&moved.sid) {
-                    session.inbox.deliver(Message::Data(message.clone()));
-                }
+            }
+        }
+        for ((origin, boot), cache) in &mut local.again {
+            let record = state.nodes.get(origin);
+            let has_it_still =
+                record.is_some_and(|record| record.boot == *boot && !record.state.is_lost());
+            if is_here || *origin == former || !has_it_still {
+                again.extend(cache.replay_since(now, moved.joined_at).cloned());
+            }
+        }
+        let mut known = BTreeSet::new();
+        for sent in &again {
+            let message = &sent.message;
+            if message.from == moved.sid
+                || !message.is_for(&moved.identity)
+                || !known.insert((&message.from, message.sequence))
+            {
+                continue;
+            }
+            if !is_here {
+                let data = to_proto(now, name, sent, Some(&moved.sid), revision);
+                let body = Body::Data(data);
+                self.outgoing
+                    .push(Outgoing::new(&state, moved.home, body, true));
+            } else if let Some(session) = local.sessions.get(&moved.sid) {
+                session.inbox.deliver(Message::Data(Arc::clone(message)));
             }
         }
         if is_here && let Some(session) = local.sessions.get_mut(&moved.sid) {
@@ -145,32 +166,65 @@ impl Rooms {
         if has_it_still || node == self.node {
             return;
         }
+        self.keep_elsewhere(now, node, before);
         for (name, local) in &mut self.rooms {
-            let Some(cache) = local.moves.get_mut(&(node, known.boot)) else {
-                continue;
-            };
-            for message in cache.replay(now) {
-                for (identity, (sid, at)) in &local.moved {
-                    let is_recent = now.saturating_duration_since(*at) < Cache::MOVE_AGE_MAX;
+            let origin = (node, known.boot);
+            let mut again: Vec<Sent> = Vec::new();
+            for kept in [&mut local.moves, &mut local.again] {
+                let cache = kept.get_mut(&origin);
+                again.extend(cache.into_iter().flat_map(|c| c.replay(now)).cloned());
+            }
+            for sent in &again {
+                let message = &sent.message;
+                for (identity, (sid, moved_at)) in &local.moved {
+                    let is_recent = now.saturating_duration_since(*moved_at) < Cache::MOVE_AGE_MAX;
                     let room = state.rooms.get(name);
                     let present = room.and_then(|room| room.participants.get(identity));
                     let Some(present) = present.filter(|present| present.sid == *sid && is_recent)
                     else {
                         continue;
                     };
-                    if message.from == *sid || !message.is_for(identity) {
+                    let is_older = sent.log_time.0 != 0 && sent.log_time < present.joined_at;
+                    if is_older || message.from == *sid || !message.is_for(identity) {
                         continue;
                     }
                     if present.home != self.node {
-                        let data = to_proto(name, message, Some(sid), self.revision);
-                        self.outgoing.push(Outgoing {
-                            to: present.home,
-                            body: Body::Data(data),
-                            reliable: true,
-                        });
+                        let data = to_proto(now, name, sent, Some(sid), self.revision);
+                        let body = Body::Data(data);
+                        self.outgoing
+                            .push(Outgoing::new(&state, present.home, body, true));
                     } else if let Some(session) = local.sessions.get(sid) {
                         session.inbox.deliver(Message::Data(message.clone()));
                     }
+                }
+            }
+        }
+    }
+
+    /// A node is gone: rooms that it shared with this one alone have a keeper from now on, also of what was sent
+    /// while nobody knew yet.
+    fn keep_elsewhere(&mut self, now: Instant, gone: NodeId, before: &State) {
+        let own = self.origin(self.node);
+        let is_alone = |name: &&RoomName| {
+            let room = self.state.rooms.get(*name);
+            let known = before.rooms.get(*name);
+            known.is_some_and(|known| known.homes.contains_key(&gone))
+                && room.is_some_and(|room| room.homes.keys().all(|home| *home == self.node))
+        };
+        let names: Vec<RoomName> = self.rooms.keys().filter(is_alone).cloned().collect();
+        for name in names {
+            let local = self.rooms.get_mut(&name);
+            let sent = local.and_then(|local| local.moves.get_mut(&own));
+            let sent: Vec<Sent> = sent
+                .map(|cache| cache.replay(now).cloned().collect())
+                .unwrap_or_default();
+            for sent in &sent {
+                if let Some(keeper) = self.keeper(&name, &sent.message) {
+                    let from = Some(&sent.message.from);
+                    let data = to_proto(now, &name, sent, from, self.revision);
+                    let body = Body::Data(data);
+                    self.outgoing
+                        .push(Outgoing::new(&self.state, keeper, body, true));
                 }
             }
         }
@@ -183,7 +237,7 @@ impl Rooms {
 }
 
 /// The start of a node that the state knows.
-fn boot_of(state: &State, node: NodeId) -> BootId {
+pub(super) fn boot_of(state: &State, node: NodeId) -> BootId {
     let record = state.nodes.get(&node);
     record.map(|record| record.boot).unwrap_or_default()
 }

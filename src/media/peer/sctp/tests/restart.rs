@@ -153,7 +153,7 @@ impl Link {
         while let Some(event) = self.server.poll_event() {
             match event {
                 SctpEvent::Open(channel) => self.opened.push(channel),
-                SctpEvent::Data(channel, payload) => self.received.push((channel, payload)),
+                SctpEvent::Data(channel, payload, _) => self.received.push((channel, payload)),
             }
         }
     }

@@ -1,0 +1,160 @@
+//! Acknowledgements that wait until what they acknowledge is somewhere else as well.
+//!
+//! A client keeps what was not acknowledged and sends it again, also to the node that goes on with its association
+//! (`continuation`). What was acknowledged lives on the server's side alone, and dies with this process if nobody
+//! else has it yet. So messages are numbered as they are given out, whoever takes them says when they are safe,
+//! and packets with a SACK wait for those that came before them. Owned by `Sctp`.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::wire::{self, SACK};
+
+/// Packets that wait for the messages before them.
+pub(super) struct Hold {
+    /// How long one waits at most; zero: none does.
+    max: Duration,
+    /// Number of the last message that was given out.
+    given: u64,
+    /// Those of them that are not safe yet.
+    open: BTreeSet<u64>,
+    waiting: VecDeque<Waiting>,
+}
+
+struct Waiting {
+    /// For messages up to this one.
+    after: u64,
+    by: Instant,
+    packet: Bytes,
+}
+
+impl Hold {
+    pub(super) const fn new(max: Duration) -> Self {
+        Self {
+            max,
+            given: 0,
+            open: BTreeSet::new(),
+            waiting: VecDeque::new(),
+        }
+    }
+
+    /// A message is given out: its number, from 1; 0 if nobody has to say anything of it.
+    pub(super) fn give(&mut self) -> u64 {
+        if self.max.is_zero() {
+            return 0;
+        }
+        self.given += 1;
+        self.open.insert(self.given);
+        self.given
+    }
+
+    /// A message is safe.
+    pub(super) fn take(&mut self, number: u64) {
+        self.open.remove(&number);
+    }
+
+    /// All are.
+    pub(super) fn take_all(&mut self) {
+        self.open.clear();
+    }
+
+    /// A packet is to go out: now, or from [`Hold::poll`] later.
+    pub(super) fn pass(&mut self, now: Instant, packet: Bytes) -> Option<Bytes> {
+        if self.open.is_empty() || !wire::chunks(&packet).any(|chunk| chunk.kind == SACK) {
+            return Some(packet);
+        }
+        self.waiting.push_back(Waiting {
+            after: self.given,
+            by: now + self.max,
+            packet,
+        });
+        None
+    }
+
+    /// A packet that need not wait any more.
+    pub(super) fn poll(&mut self) -> Option<Bytes> {
+        let after = self.waiting.front()?.after;
+        if self.open.first().is_some_and(|open| *open <= after) {
+            return None;
+        }
+        self.waiting.pop_front().map(|waiting| waiting.packet)
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.waiting.front().map(|waiting| waiting.by)
+    }
+
+    /// What is not safe by now is waited for no longer.
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
+        let due = self.waiting.iter().take_while(|waiting| waiting.by <= now);
+        if let Some(last) = due.last() {
+            self.open = self.open.split_off(&(last.after + 1));
+        }
+    }
+
+    /// The association is gone, and its packets with it.
+    pub(super) fn clear(&mut self) {
+        self.waiting.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAX: Duration = Duration::from_millis(100);
+
+    fn packet(kind: u8, value: u8) -> Bytes {
+        let mut packet = wire::Packet::new(7);
+        packet.push(kind, &[value; 12]);
+        packet.seal().expect("it has a chunk")
+    }
+
+    fn polled(hold: &mut Hold) -> Vec<Bytes> {
+        std::iter::from_fn(|| hold.poll()).collect()
+    }
+
+    #[test]
+    fn a_sack_waits_for_all_messages_before_it() {
+        let now = crate::test_epoch();
+        let mut hold = Hold::new(MAX);
+        let sacks = [packet(SACK, 1), packet(SACK, 2)];
+        assert_eq!(hold.pass(now, sacks[0].clone()), Some(sacks[0].clone()));
+        assert_eq!((hold.give(), hold.give()), (1, 2));
+        assert_eq!(hold.pass(now, sacks[0].clone()), None);
+        let other = packet(wire::DATA, 3);
+        assert_eq!(hold.pass(now, other.clone()), Some(other));
+        assert_eq!(hold.give(), 3);
+        assert_eq!(hold.pass(now, sacks[1].clone()), None);
+        hold.take(2);
+        assert_eq!(polled(&mut hold), [] as [Bytes; 0], "1 is not safe");
+        hold.take(1);
+        assert_eq!(polled(&mut hold), sacks[..1]);
+        hold.take(3);
+        assert_eq!(polled(&mut hold), sacks[1..]);
+        assert_eq!(hold.deadline(), None);
+    }
+
+    #[test]
+    fn nothing_waits_for_ever() {
+        let now = crate::test_epoch();
+        let mut hold = Hold::new(MAX);
+        let sack = packet(SACK, 1);
+        let one = std::slice::from_ref(&sack);
+        assert_eq!((hold.give(), hold.pass(now, sack.clone())), (1, None));
+        let later = now + MAX / 2;
+        assert_eq!((hold.give(), hold.pass(later, sack.clone())), (2, None));
+        assert_eq!(hold.deadline(), Some(now + MAX));
+        hold.handle_timeout(now + MAX);
+        assert_eq!(polled(&mut hold), one);
+        assert_eq!(hold.deadline(), Some(later + MAX));
+        // What is said too late is of no interest.
+        hold.take(1);
+        hold.take(2);
+        assert_eq!(polled(&mut hold), one);
+        let mut off = Hold::new(Duration::ZERO);
+        assert_eq!((off.give(), off.pass(now, sack.clone())), (0, Some(sack)));
+    }
+}
