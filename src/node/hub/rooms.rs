@@ -393,6 +393,10 @@ impl Rooms {
             RoomEvent::ParticipantJoined(participant) => self.replay(now, name, participant),
             RoomEvent::ParticipantMoved(participant) => {
                 let is_here = participant.home == self.node;
+                // Of two stints here, with another home in between, joiners would get what has a hole.
+                if let Some(local) = self.rooms.get_mut(name) {
+                    local.cache.forget(&participant.sid);
+                }
                 for track in participant.tracks.keys() {
                     if is_here {
                         self.tracks.insert(track.clone(), name.clone());

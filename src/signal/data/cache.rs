@@ -97,6 +97,15 @@ impl Cache {
             .filter(move |sent| sent.log_time.0 == 0 || sent.log_time >= joined)
     }
 
+    /// Forgets a sender's messages.
+    pub fn forget(&mut self, sender: &ParticipantSid) {
+        if self.numbers.remove(sender).is_some() {
+            self.messages.retain(|sent| sent.message.from != *sender);
+            let sizes = self.messages.iter().map(|sent| sent.message.payload.len());
+            self.bytes = sizes.sum();
+        }
+    }
+
     /// Forgets what is too old. Whether nothing is left.
     pub fn is_empty_by(&mut self, now: Instant) -> bool {
         self.expire(now);
@@ -232,7 +241,11 @@ mod tests {
         let end = start + Cache::MOVE_AGE_MAX + Duration::from_millis(1);
         assert_eq!(numbers(&mut cache, end), [3]);
         assert_eq!((cache.bytes, cache.numbers.len()), (10, 1));
-        assert!(cache.is_empty_by(end + Duration::from_secs(1)));
+        cache.push(sent(end, &message(9, 10)));
+        cache.forget(&"PA_b".into());
+        assert_eq!(numbers(&mut cache, end), [9]);
+        assert_eq!((cache.bytes, cache.numbers.len()), (10, 1));
+        assert!(cache.is_empty_by(end + Duration::from_secs(21)));
     }
 
     #[test]
