@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use flotilla_model::cluster::Formats;
 use flotilla_model::id::{BootId, NodeId};
 use flotilla_raft::{Channels, Tunnel};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
 
 use crate::session::receipt::Receipt;
@@ -140,6 +140,8 @@ struct Posted {
 struct Link {
     address: String,
     queue: mpsc::Sender<Posted>,
+    /// Something is known of the node that is worth another try.
+    hurry: Arc<Notify>,
     tasks: [AbortHandle; 2],
 }
 
@@ -177,16 +179,7 @@ impl Mesh {
     /// Sends to a node; `reliable` bodies arrive in order and once as long as the node lives, and at its
     /// next start if they were under way when it ended. Returns whether the link took it.
     pub fn send(&self, to: NodeId, body: Body, reliable: bool) -> bool {
-        let (boot, receipt) = (None, None);
-        self.post(
-            to,
-            Posted {
-                body,
-                reliable,
-                boot,
-                receipt,
-            },
-        )
+        self.post(to, None, body, reliable, None)
     }
 
     /// As [`Mesh::send`], for one start of the node: another one does not get what was under way when it
@@ -199,20 +192,23 @@ impl Mesh {
         reliable: bool,
         receipt: Option<Receipt>,
     ) -> bool {
-        let boot = Some(boot);
-        self.post(
-            to,
-            Posted {
-                body,
-                reliable,
-                boot,
-                receipt,
-            },
-        )
+        self.post(to, Some(boot), body, reliable, receipt)
     }
 
-    fn post(&self, to: NodeId, posted: Posted) -> bool {
-        let receipt = posted.receipt.clone();
+    fn post(
+        &self,
+        to: NodeId,
+        boot: Option<BootId>,
+        body: Body,
+        reliable: bool,
+        receipt: Option<Receipt>,
+    ) -> bool {
+        let posted = Posted {
+            body,
+            reliable,
+            boot,
+            receipt: receipt.clone(),
+        };
         let taken = lock(&self.shared.links)
             .get(&to)
             .is_some_and(|link| link.queue.try_send(posted).is_ok());
@@ -225,7 +221,8 @@ impl Mesh {
         taken
     }
 
-    /// Makes the links fit: one to each of these nodes, at this address.
+    /// Makes the links fit: one to each of these nodes, at this address. Called whenever the log says something of
+    /// nodes, so links that are down are tried at once: one of them may be back.
     pub fn set_nodes(&self, nodes: &BTreeMap<NodeId, String>) {
         let mut links = lock(&self.shared.links);
         links.retain(|node, link| {
@@ -242,10 +239,14 @@ impl Mesh {
                 links.insert(*node, self.open(*node, address));
             }
         }
+        for link in links.values() {
+            link.hurry.notify_one();
+        }
     }
 
     fn open(&self, node: NodeId, address: &str) -> Link {
         let (queue, waiting) = mpsc::channel(QUEUE_MAX);
+        let hurry = Arc::new(Notify::new());
         lock(&self.shared.health).insert(
             node,
             Health {
@@ -260,6 +261,7 @@ impl Mesh {
                 address.to_owned(),
                 self.shared.channels.clone(),
                 waiting,
+                hurry.clone(),
                 link::Notes {
                     health: self.shared.health.clone(),
                     signs: self.shared.signs.clone(),
@@ -281,6 +283,7 @@ impl Mesh {
         Link {
             address: address.to_owned(),
             queue,
+            hurry,
             tasks: [task.abort_handle(), pulse.abort_handle()],
         }
     }

@@ -59,6 +59,16 @@ impl State {
         Ok(done(Version(0)))
     }
 
+    /// A node whose present start is this one.
+    fn start(&self, id: NodeId, boot: BootId) -> Result<&Arc<Node>, Rejection> {
+        let node = self.nodes.get(&id).ok_or(Rejection::NodeNotFound)?;
+        if node.boot == boot {
+            Ok(node)
+        } else {
+            Err(Rejection::StaleEpoch)
+        }
+    }
+
     /// Another stint of the same start, for a node that is not taken for lost.
     pub(super) fn return_node(
         &mut self,
@@ -66,10 +76,7 @@ impl State {
         id: NodeId,
         boot: BootId,
     ) -> Result<Reply, Rejection> {
-        let node = self.nodes.get(&id).ok_or(Rejection::NodeNotFound)?;
-        if node.boot != boot {
-            return Err(Rejection::StaleEpoch);
-        }
+        let node = self.start(id, boot)?;
         if node.state.is_lost() {
             return Err(Rejection::NodeNotFound);
         }
@@ -161,10 +168,7 @@ impl State {
         boot: BootId,
         cause: LossCause,
     ) -> Result<Reply, Rejection> {
-        let node = self.nodes.get(&id).ok_or(Rejection::NodeNotFound)?;
-        if node.boot != boot {
-            return Err(Rejection::StaleEpoch);
-        }
+        let node = self.start(id, boot)?;
         if !node.state.is_lost() {
             let mut node = Node::clone(node);
             node.state = NodeState::Lost { cause };
@@ -184,10 +188,7 @@ impl State {
         taker: NodeId,
     ) -> Result<Reply, Rejection> {
         let (id, boot) = lost;
-        let node = self.nodes.get(&id).ok_or(Rejection::NodeNotFound)?;
-        if node.boot != boot {
-            return Err(Rejection::StaleEpoch);
-        }
+        let node = self.start(id, boot)?;
         let is_fit = |taker: &&Arc<Node>| {
             taker.state == NodeState::Serving && taker.region == node.region && taker.id != id
         };
@@ -239,10 +240,7 @@ impl State {
         boot: BootId,
         addresses: &[IpAddr],
     ) -> Result<Reply, Rejection> {
-        let node = self.nodes.get(&id).ok_or(Rejection::NodeNotFound)?;
-        if node.boot != boot {
-            return Err(Rejection::StaleEpoch);
-        }
+        let node = self.start(id, boot)?;
         let before = node.moving_addresses();
         let kept: Vec<IpAddr> = before
             .iter()
@@ -263,10 +261,7 @@ impl State {
         id: NodeId,
         boot: BootId,
     ) -> Result<Reply, Rejection> {
-        let node = self.nodes.get(&id).ok_or(Rejection::NodeNotFound)?;
-        if node.boot != boot {
-            return Err(Rejection::StaleEpoch);
-        }
+        self.start(id, boot)?;
         self.remove_all_at(context, id, LeaveReason::SignalClose);
         Ok(done(Version(0)))
     }

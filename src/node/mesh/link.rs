@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use flotilla_model::id::{BootId, NodeId};
 use flotilla_raft::{Channels, Lane};
 use prost::Message as _;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tracing::{debug, info};
@@ -49,6 +49,7 @@ pub(super) struct LinkTask {
     address: String,
     channels: Channels,
     queue: mpsc::Receiver<Posted>,
+    hurry: Arc<Notify>,
     notes: Notes,
     kept: Kept,
     boot: Option<BootId>,
@@ -127,6 +128,7 @@ impl LinkTask {
         address: String,
         channels: Channels,
         queue: mpsc::Receiver<Posted>,
+        hurry: Arc<Notify>,
         notes: Notes,
     ) -> Self {
         Self {
@@ -135,6 +137,7 @@ impl LinkTask {
             address,
             channels,
             queue,
+            hurry,
             notes,
             kept: Kept::default(),
             boot: None,
@@ -154,8 +157,11 @@ impl LinkTask {
                 }
                 Err(reason) => debug!(peer = %self.node, %reason, "mesh link cannot be opened"),
             }
-            tokio::time::sleep(retry.mul_f64(0.5 + rand::random::<f64>() / 2.0)).await;
-            retry = (retry * 2).min(RETRY_MAX);
+            let pause = retry.mul_f64(0.5 + rand::random::<f64>() / 2.0);
+            tokio::select! {
+                () = tokio::time::sleep(pause) => retry = (retry * 2).min(RETRY_MAX),
+                () = self.hurry.notified() => retry = RETRY_MIN,
+            }
         }
     }
 

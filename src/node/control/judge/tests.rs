@@ -11,33 +11,51 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const SUSPECT: NodeId = NodeId(2);
 const WITNESS: NodeId = NodeId(3);
 
-/// What the leader decides about node 2, heard `silent` ago on the direct way, `reached` ago by way of node 3,
-/// which hears it.
-fn decide(silent: Duration, reached: Option<Duration>) -> Vec<Step> {
-    let start = Instant::now();
-    let now = start + silent;
+const CONFIG: FailureConfig = FailureConfig {
+    bound: BOUND,
+    patience: PATIENCE,
+};
+
+/// Both others answered last at this time.
+fn heard_at(start: Instant) -> SignBook {
     let mut signs = SignBook::default();
     for node in [SUSPECT, WITNESS] {
         signs.insert(node, start);
         signs.answered(node, BootId(1), start, Ailment::None, start);
     }
+    signs
+}
+
+/// What node 1 knows, which leads.
+fn view<'a>(
+    state: &'a State,
+    now: Instant,
+    voters: &'a BTreeSet<NodeId>,
+    signs: &'a SignBook,
+) -> View<'a> {
+    View {
+        now,
+        leader: Some(NodeId(1)),
+        voters,
+        state,
+        signs,
+    }
+}
+
+/// What the leader decides about node 2, heard `silent` ago on the direct way, `reached` ago by way of node 3,
+/// which hears it.
+fn decide(silent: Duration, reached: Option<Duration>) -> Vec<Step> {
+    let start = Instant::now();
+    let now = start + silent;
+    let mut signs = heard_at(start);
     signs.heard(WITNESS, BootId(1), now);
     if let Some(reached) = reached {
         signs.reached(SUSPECT, BootId(1), None, now - reached);
     }
     let world = World::new();
-    let view = View {
-        now,
-        leader: Some(NodeId(1)),
-        voters: &BTreeSet::from([NodeId(1), SUSPECT, WITNESS]),
-        state: &world.state,
-        signs: &signs,
-    };
-    let config = FailureConfig {
-        bound: BOUND,
-        patience: PATIENCE,
-    };
-    let mut judge = Judge::new(NodeId(1), config);
+    let voters = BTreeSet::from([NodeId(1), SUSPECT, WITNESS]);
+    let view = view(&world.state, now, &voters, &signs);
+    let mut judge = Judge::new(NodeId(1), CONFIG);
     judge.look(&View { now: start, ..view });
     let steps = judge.look(&view);
     let [Step::Ask { case, .. }] = &steps[..] else {
@@ -75,53 +93,35 @@ fn whoever_is_out_of_the_leaders_reach_for_long_is() {
     assert!(matches!(steps[..], [Step::Pause(SUSPECT)]), "{steps:?}");
 }
 
-fn with<'a>(view: View<'a>, signs: &'a SignBook) -> View<'a> {
-    View { signs, ..view }
-}
-
 /// A witness said that it does not hear the suspect; before the leader decides, the suspect comes back by way of it.
 #[test]
 fn what_witnesses_found_does_not_outweigh_what_comes_by_way_of_them_since() {
     let start = Instant::now();
     let now = start + BOUND * 2;
-    let mut signs = SignBook::default();
-    for node in [SUSPECT, WITNESS] {
-        signs.insert(node, start);
-        signs.answered(node, BootId(1), start, Ailment::None, start);
-    }
+    let mut signs = heard_at(start);
     signs.heard(WITNESS, BootId(1), now);
     let world = World::new();
     let voters = BTreeSet::from([NodeId(1), SUSPECT, WITNESS]);
-    let config = FailureConfig {
-        bound: BOUND,
-        patience: PATIENCE,
-    };
-    let mut judge = Judge::new(NodeId(1), config);
-    let around = View {
-        now,
-        leader: Some(NodeId(1)),
-        voters: &voters,
-        state: &world.state,
-        signs: &SignBook::default(),
-    };
-    judge.look(&View {
-        now: start,
-        ..with(around, &signs)
-    });
-    let steps = judge.look(&with(around, &signs));
+    let mut judge = Judge::new(NodeId(1), CONFIG);
+    let (state, all) = (&world.state, &voters);
+    judge.look(&view(state, start, all, &signs));
+    let steps = judge.look(&view(state, now, all, &signs));
     let [Step::Ask { case, .. }] = &steps[..] else {
         panic!("its silence is asked about: {steps:?}");
     };
     let mut case = case.clone();
     case.findings.insert(WITNESS, Finding::Silent);
-    let steps = judge.judge(&with(around, &signs), case.clone());
+    let steps = judge.judge(&view(state, now, all, &signs), case.clone());
     assert!(matches!(steps[..], [Step::Condemn { .. }]), "{steps:?}");
     signs.reached(SUSPECT, BootId(1), None, now - BOUND / 2);
-    let steps = judge.judge(&with(around, &signs), case);
+    let steps = judge.judge(&view(state, now, all, &signs), case);
     assert!(matches!(steps[..], [Step::Pause(SUSPECT)]), "{steps:?}");
     judge.settled(SUSPECT);
     signs.reached(SUSPECT, BootId(1), None, now - BOUND / 4);
-    assert!(judge.look(&with(around, &signs)).is_empty(), "it lives");
+    assert!(
+        judge.look(&view(state, now, all, &signs)).is_empty(),
+        "it lives"
+    );
 }
 
 /// A node that was lost writes its record again, which the leader applies before it hears the node itself.
@@ -129,16 +129,8 @@ fn what_witnesses_found_does_not_outweigh_what_comes_by_way_of_them_since() {
 fn silence_from_before_its_return_condemns_nobody() {
     let start = Instant::now();
     let back = start + PATIENCE * 2;
-    let mut signs = SignBook::default();
-    for node in [SUSPECT, WITNESS] {
-        signs.insert(node, start);
-        signs.answered(node, BootId(1), start, Ailment::None, start);
-    }
+    let mut signs = heard_at(start);
     let voters = BTreeSet::from([NodeId(1), SUSPECT, WITNESS]);
-    let config = FailureConfig {
-        bound: BOUND,
-        patience: PATIENCE,
-    };
     let mut world = World::new();
     let serving = (*world.state.nodes[&SUSPECT]).clone();
     world.apply(Command::NodeLost {
@@ -148,32 +140,24 @@ fn silence_from_before_its_return_condemns_nobody() {
     });
     let lost = world.state.clone();
     world.apply(Command::PutNode(serving));
-    let silent = SignBook::default();
-    let view = |state, now| View {
-        now,
-        leader: Some(NodeId(1)),
-        voters: &voters,
-        state,
-        signs: &silent,
-    };
-    let mut judge = Judge::new(NodeId(1), config);
-    judge.look(&with(view(&lost, start), &signs));
+    let mut judge = Judge::new(NodeId(1), CONFIG);
+    judge.look(&view(&lost, start, &voters, &signs));
     signs.heard(WITNESS, BootId(1), back);
-    assert!(judge.look(&with(view(&lost, back), &signs)).is_empty());
+    assert!(judge.look(&view(&lost, back, &voters, &signs)).is_empty());
     assert!(
         judge
-            .look(&with(view(&world.state, back), &signs))
+            .look(&view(&world.state, back, &voters, &signs))
             .is_empty()
     );
     let soon = back + BOUND / 3;
     assert!(
         judge
-            .look(&with(view(&world.state, soon), &signs))
+            .look(&view(&world.state, soon, &voters, &signs))
             .is_empty()
     );
     let later = back + BOUND;
     signs.heard(WITNESS, BootId(1), later);
-    let steps = judge.look(&with(view(&world.state, later), &signs));
+    let steps = judge.look(&view(&world.state, later, &voters, &signs));
     assert!(matches!(steps[..], [Step::Ask { .. }]), "{steps:?}");
 }
 
@@ -183,39 +167,23 @@ fn silence_from_before_its_return_condemns_nobody() {
 fn findings_from_before_a_return_condemn_nobody() {
     let start = Instant::now();
     let now = start + BOUND;
-    let mut signs = SignBook::default();
-    for node in [SUSPECT, WITNESS] {
-        signs.insert(node, start);
-        signs.answered(node, BootId(1), start, Ailment::None, start);
-    }
+    let mut signs = heard_at(start);
     signs.heard(WITNESS, BootId(1), now);
     let voters = BTreeSet::from([NodeId(1), SUSPECT, WITNESS]);
-    let config = FailureConfig {
-        bound: BOUND,
-        patience: PATIENCE,
-    };
     let mut world = World::new();
     let before = world.state.clone();
     let boot = before.nodes[&SUSPECT].boot;
     let node = SUSPECT;
     world.apply(Command::NodeReturns { node, boot });
-    let silent = SignBook::default();
-    let view = |state, now| View {
-        now,
-        leader: Some(NodeId(1)),
-        voters: &voters,
-        state,
-        signs: &silent,
-    };
-    let mut judge = Judge::new(NodeId(1), config);
-    judge.look(&with(view(&before, start), &signs));
-    let steps = judge.look(&with(view(&before, now), &signs));
+    let mut judge = Judge::new(NodeId(1), CONFIG);
+    judge.look(&view(&before, start, &voters, &signs));
+    let steps = judge.look(&view(&before, now, &voters, &signs));
     let [Step::Ask { case, .. }] = &steps[..] else {
         panic!("its silence is asked about: {steps:?}");
     };
     let mut case = case.clone();
     case.findings.insert(WITNESS, Finding::Silent);
-    let condemned = judge.judge(&with(view(&before, now), &signs), case.clone());
+    let condemned = judge.judge(&view(&before, now, &voters, &signs), case.clone());
     let [Step::Condemn { stint, cause, .. }] = condemned[..] else {
         panic!("it is silent to both: {condemned:?}");
     };
@@ -227,11 +195,11 @@ fn findings_from_before_a_return_condemn_nobody() {
         taker: None,
     });
     assert_eq!(refused, Rejection::StaleEpoch);
-    let steps = judge.judge(&with(view(&world.state, now), &signs), case);
+    let steps = judge.judge(&view(&world.state, now, &voters, &signs), case);
     assert!(matches!(steps[..], [Step::Pause(SUSPECT)]), "{steps:?}");
     judge.settled(SUSPECT);
     let later = now + BOUND / 4;
     signs.heard(WITNESS, BootId(1), later);
-    let steps = judge.look(&with(view(&world.state, later), &signs));
+    let steps = judge.look(&view(&world.state, later, &voters, &signs));
     assert!(steps.is_empty(), "{steps:?}");
 }
