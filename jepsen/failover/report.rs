@@ -267,6 +267,12 @@ pub(crate) fn print_round(fault: &str, round: &Round) {
             violated.join(", ")
         },
     ));
+    for lost in &round.judgement.lost {
+        say(&format!(
+            "  lost: message {} of {} to {}, sent {:.0} ms after the fault",
+            lost.number, lost.from, lost.to, lost.sent_ms
+        ));
+    }
 }
 
 /// The machine's own share.
