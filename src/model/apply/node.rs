@@ -51,12 +51,17 @@ impl State {
             None => limit::check("nodes", self.nodes.len() + 1, limit::NODES_MAX)?,
         }
         let (id, boot) = (node.id, node.boot);
-        self.nodes.insert(id, Arc::new(node));
-        context.events.push(Event::NodeChanged(id));
+        self.set_node(context, node);
         if before.is_some_and(|before| before.boot != boot) {
             self.move_all_at(context, id, |_, _| Some(id));
         }
         Ok(done(Version(0)))
+    }
+
+    /// Puts another record in a node's place.
+    fn set_node(&mut self, context: &mut Context<'_>, node: Node) {
+        context.events.push(Event::NodeChanged(node.id));
+        self.nodes.insert(node.id, Arc::new(node));
     }
 
     /// A node whose present start is this one.
@@ -82,8 +87,7 @@ impl State {
         }
         let returns = node.stint().returns + 1;
         let node = Node::clone(node).with_returns(returns);
-        self.nodes.insert(id, Arc::new(node));
-        context.events.push(Event::NodeChanged(id));
+        self.set_node(context, node);
         Ok(done(Version(0)))
     }
 
@@ -124,8 +128,7 @@ impl State {
         if present.state != state {
             let mut node = Node::clone(present);
             node.state = state;
-            self.nodes.insert(id, Arc::new(node));
-            context.events.push(Event::NodeChanged(id));
+            self.set_node(context, node);
         }
         Ok(done(Version(0)))
     }
@@ -172,8 +175,7 @@ impl State {
         if !node.state.is_lost() {
             let mut node = Node::clone(node);
             node.state = NodeState::Lost { cause };
-            self.nodes.insert(id, Arc::new(node));
-            context.events.push(Event::NodeChanged(id));
+            self.set_node(context, node);
         }
         self.move_all_at(context, id, Self::standby);
         Ok(done(Version(0)))
@@ -199,16 +201,14 @@ impl State {
         moved.state = NodeState::Lost { cause };
         let moving = node.moving_addresses();
         if **node != moved {
-            self.nodes.insert(id, Arc::new(moved));
-            context.events.push(Event::NodeChanged(id));
+            self.set_node(context, moved);
         }
         let before = heir.moving_addresses();
         let new = moving.iter().filter(|address| !before.contains(address));
         let held: Vec<IpAddr> = before.iter().chain(new).copied().collect();
         if held != before {
             let heir = Node::clone(&heir).with_moving_addresses(&held);
-            self.nodes.insert(taker, Arc::new(heir));
-            context.events.push(Event::NodeChanged(taker));
+            self.set_node(context, heir);
         }
         self.move_all_at(context, id, |_, _| Some(taker));
         Ok(done(Version(0)))
@@ -249,8 +249,7 @@ impl State {
             .collect();
         if kept != before {
             let node = Node::clone(node).with_moving_addresses(&kept);
-            self.nodes.insert(id, Arc::new(node));
-            context.events.push(Event::NodeChanged(id));
+            self.set_node(context, node);
         }
         Ok(done(Version(0)))
     }

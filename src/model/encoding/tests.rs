@@ -198,48 +198,18 @@ fn commands_v5() -> Vec<Command> {
     ]
 }
 
-/// Entries that version 1 could write.
-fn entries_v1() -> Vec<Entry> {
+/// Entries that a version could write.
+fn entries_of(version: u8) -> Vec<Entry> {
+    let later = [commands_v2, commands_v3, commands_v4, commands_v5];
     let mut commands = commands_v1();
     commands.extend([Command::Expire, Command::Noop]);
-    numbered(commands)
-}
-
-/// Entries that version 2 could write.
-fn entries_v2() -> Vec<Entry> {
-    let mut commands = commands_v1();
-    commands.extend([Command::Expire, Command::Noop]);
-    commands.extend(commands_v2());
-    numbered(commands)
-}
-
-/// Entries that version 3 could write.
-fn entries_v3() -> Vec<Entry> {
-    let mut commands = commands_v1();
-    commands.extend([Command::Expire, Command::Noop]);
-    commands.extend(commands_v2());
-    commands.extend(commands_v3());
-    numbered(commands)
-}
-
-/// Entries that version 4 could write.
-fn entries_v4() -> Vec<Entry> {
-    let mut commands = commands_v1();
-    commands.extend([Command::Expire, Command::Noop]);
-    commands.extend(commands_v2());
-    commands.extend(commands_v3());
-    commands.extend(commands_v4());
+    let later = later.iter().take(usize::from(version) - 1);
+    commands.extend(later.flat_map(|added| added()));
     numbered(commands)
 }
 
 fn entries() -> Vec<Entry> {
-    let mut commands = commands_v1();
-    commands.extend([Command::Expire, Command::Noop]);
-    commands.extend(commands_v2());
-    commands.extend(commands_v3());
-    commands.extend(commands_v4());
-    commands.extend(commands_v5());
-    numbered(commands)
+    entries_of(VERSION)
 }
 
 fn numbered(commands: Vec<Command>) -> Vec<Entry> {
@@ -306,47 +276,47 @@ fn fixture(name: &str, now: impl FnOnce() -> Vec<u8>) -> Vec<u8> {
 /// its nodes read along.
 #[test]
 fn reads_fixtures_of_version_1() {
-    let state = state_after(&entries_v1());
-    let entries_v1_bytes = fixture("entries-v1.bin", || join_entries(&entries_v1()));
+    let state = state_after(&entries_of(1));
+    let entries_v1_bytes = fixture("entries-v1.bin", || join_entries(&entries_of(1)));
     let snapshot_v1 = fixture("snapshot-v1.bin", || encode_snapshot(&state));
-    assert_eq!(split_entries(&entries_v1_bytes), entries_v1());
+    assert_eq!(split_entries(&entries_v1_bytes), entries_of(1));
     let decoded = decode_snapshot(&snapshot_v1).expect("a stored snapshot decodes");
     assert_eq!(decoded, state);
     assert_eq!(decoded.next_deadline(), state.next_deadline());
-    assert_eq!(join_entries(&entries_v1()), entries_v1_bytes);
+    assert_eq!(join_entries(&entries_of(1)), entries_v1_bytes);
     assert_eq!(encode_snapshot(&state), snapshot_v1);
 }
 
 #[test]
 fn reads_fixtures_of_version_2() {
-    let state = state_after(&entries_v2());
-    let entries_v2_bytes = fixture("entries-v2.bin", || join_entries(&entries_v2()));
+    let state = state_after(&entries_of(2));
+    let entries_v2_bytes = fixture("entries-v2.bin", || join_entries(&entries_of(2)));
     let snapshot_v2 = fixture("snapshot-v2.bin", || encode_snapshot(&state));
-    assert_eq!(split_entries(&entries_v2_bytes), entries_v2());
+    assert_eq!(split_entries(&entries_v2_bytes), entries_of(2));
     let decoded = decode_snapshot(&snapshot_v2).expect("a stored snapshot decodes");
     assert_eq!(decoded, state);
     assert_eq!(snapshot_v2[0], 2, "it has a lost node");
     let lost = decoded.nodes.get(&node(1, 10).id).expect("still known");
     let cause = LossCause::Unreachable;
     assert_eq!(lost.state, NodeState::Lost { cause });
-    assert_eq!(join_entries(&entries_v2()), entries_v2_bytes);
+    assert_eq!(join_entries(&entries_of(2)), entries_v2_bytes);
     assert_eq!(encode_snapshot(&state), snapshot_v2);
 }
 
 /// Version 3 has no snapshots of its own: nothing new stays in a state.
 #[test]
 fn reads_fixtures_of_version_3() {
-    let stored = fixture("entries-v3.bin", || join_entries(&entries_v3()));
-    assert_eq!(split_entries(&stored), entries_v3());
-    assert_eq!(join_entries(&entries_v3()), stored);
+    let stored = fixture("entries-v3.bin", || join_entries(&entries_of(3)));
+    assert_eq!(split_entries(&stored), entries_of(3));
+    assert_eq!(join_entries(&entries_of(3)), stored);
 }
 
 /// Nor has version 4: who holds which address stands in a text that was always there.
 #[test]
 fn reads_fixtures_of_version_4() {
-    let stored = fixture("entries-v4.bin", || join_entries(&entries_v4()));
-    assert_eq!(split_entries(&stored), entries_v4());
-    assert_eq!(join_entries(&entries_v4()), stored);
+    let stored = fixture("entries-v4.bin", || join_entries(&entries_of(4)));
+    assert_eq!(split_entries(&stored), entries_of(4));
+    assert_eq!(join_entries(&entries_of(4)), stored);
 }
 
 /// Nor has version 5: a node's returns stand in the same text.

@@ -1,6 +1,7 @@
 //! A small cluster's state for the control tasks' tests.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
 use flotilla_model::State;
 use flotilla_model::apply::Applied;
@@ -11,6 +12,35 @@ use flotilla_model::id::{BootId, Epoch, NodeId, Region, RequestId, UnixMillis};
 use flotilla_model::participant::Client;
 use flotilla_model::permission::Permission;
 use flotilla_model::room::RoomOptions;
+
+use super::judge::View;
+use crate::mesh::{Ailment, SignBook};
+
+/// What a node knows of a cluster that node 1 leads.
+pub(super) fn view<'a>(
+    now: Instant,
+    signs: &'a SignBook,
+    voters: &'a BTreeSet<NodeId>,
+    state: &'a State,
+) -> View<'a> {
+    View {
+        now,
+        leader: Some(NodeId(1)),
+        voters,
+        state,
+        signs,
+    }
+}
+
+/// These nodes answered last at this time.
+pub(super) fn heard_at(start: Instant, nodes: [NodeId; 2]) -> SignBook {
+    let mut signs = SignBook::default();
+    for node in nodes {
+        signs.insert(node, start);
+        signs.answered(node, BootId(1), start, Ailment::None, start);
+    }
+    signs
+}
 
 /// A state, and request ids for the commands given to it.
 pub(super) struct World {

@@ -142,7 +142,7 @@ impl LocalRoom {
         }
         let passed = self.passed.entry(message.from.clone()).or_default();
         *passed = message.sequence.max(*passed);
-        self.keep(from, sent);
+        keep(&mut self.moves, from, sent);
     }
 
     fn forget_old(&mut self, now: Instant) {
@@ -152,14 +152,12 @@ impl LocalRoom {
         let is_recent = |at: &Instant| now.saturating_duration_since(*at) < Cache::MOVE_AGE_MAX;
         self.moved.retain(|_, (_, at)| is_recent(at));
     }
+}
 
-    /// A message may have to be sent again.
-    fn keep(&mut self, from: Origin, sent: Sent) {
-        self.moves
-            .entry(from)
-            .or_insert_with(Cache::for_moves)
-            .push(sent);
-    }
+/// A message may have to be sent again.
+fn keep(caches: &mut BTreeMap<Origin, Cache>, from: Origin, sent: Sent) {
+    let cache = caches.entry(from);
+    cache.or_insert_with(Cache::for_moves).push(sent);
 }
 
 struct LocalSession {
@@ -536,12 +534,12 @@ impl Rooms {
                 deliver(local, &message, sent_at);
             }
             Some(sid) => {
-                if is_kept {
-                    local.keep(origin, sent);
+                let caches = if is_kept {
+                    &mut local.moves
                 } else {
-                    let again = local.again.entry(origin);
-                    again.or_insert_with(Cache::for_moves).push(sent);
-                }
+                    &mut local.again
+                };
+                keep(caches, origin, sent);
                 if let Some(session) = local.sessions.get(&sid) {
                     session.inbox.deliver(Message::Data(message));
                 }

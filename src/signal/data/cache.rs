@@ -26,6 +26,14 @@ pub struct Sent {
     pub message: Arc<DataOut>,
 }
 
+impl Sent {
+    /// Whether it was certainly sent before somebody joined at this time of the log.
+    #[must_use]
+    pub fn is_before(&self, joined: UnixMillis) -> bool {
+        self.log_time.0 != 0 && self.log_time < joined
+    }
+}
+
 /// Recent numbered reliable messages of a room, replayed to a session right after its join and
 /// before any newer message: sessions drop numbers that are not above the last one of a sender.
 #[derive(Clone, Debug)]
@@ -93,8 +101,7 @@ impl Cache {
         now: Instant,
         joined: UnixMillis,
     ) -> impl Iterator<Item = &Sent> {
-        self.replay(now)
-            .filter(move |sent| sent.log_time.0 == 0 || sent.log_time >= joined)
+        self.replay(now).filter(move |sent| !sent.is_before(joined))
     }
 
     /// Forgets a sender's messages.

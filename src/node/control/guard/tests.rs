@@ -1,29 +1,13 @@
 //! A node that its leader hears by way of another one only.
 
-use flotilla_model::State;
 use flotilla_model::command::Command;
 
-use super::super::testing::World;
+use super::super::testing::{World, heard_at, view};
 use super::*;
 use crate::mesh::SignBook;
 
 const BOUND: Duration = Duration::from_millis(500);
 const LOST_AFTER: Duration = Duration::from_secs(10);
-
-fn view<'a>(
-    now: Instant,
-    signs: &'a SignBook,
-    voters: &'a BTreeSet<NodeId>,
-    state: &'a State,
-) -> View<'a> {
-    View {
-        now,
-        leader: Some(NodeId(1)),
-        voters,
-        state,
-        signs,
-    }
-}
 
 /// What a node does in the end that has had no direct answer of the leader for `since`, while node 3 answers, and
 /// by way of that the leader up to `echoed` ago.
@@ -31,11 +15,7 @@ fn look(since: Duration, echoed: Option<Duration>) -> Deed {
     let start = Instant::now();
     let now = start + since;
     let (leader, other) = (NodeId(1), NodeId(3));
-    let mut signs = SignBook::default();
-    for node in [leader, other] {
-        signs.insert(node, start);
-        signs.answered(node, BootId(1), start, Ailment::None, start);
-    }
+    let mut signs = heard_at(start, [leader, other]);
     let world = World::new();
     let config = GuardConfig {
         node: NodeId(2),

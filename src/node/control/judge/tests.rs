@@ -1,8 +1,8 @@
 //! Verdicts on a node that the leader does not hear itself.
 
-use super::super::testing::World;
+use super::super::testing::{World, heard_at, view};
 use super::*;
-use crate::mesh::{Ailment, Finding};
+use crate::mesh::Finding;
 use flotilla_model::command::{Command, Rejection};
 use flotilla_model::id::BootId;
 
@@ -16,45 +16,19 @@ const CONFIG: FailureConfig = FailureConfig {
     patience: PATIENCE,
 };
 
-/// Both others answered last at this time.
-fn heard_at(start: Instant) -> SignBook {
-    let mut signs = SignBook::default();
-    for node in [SUSPECT, WITNESS] {
-        signs.insert(node, start);
-        signs.answered(node, BootId(1), start, Ailment::None, start);
-    }
-    signs
-}
-
-/// What node 1 knows, which leads.
-fn view<'a>(
-    state: &'a State,
-    now: Instant,
-    voters: &'a BTreeSet<NodeId>,
-    signs: &'a SignBook,
-) -> View<'a> {
-    View {
-        now,
-        leader: Some(NodeId(1)),
-        voters,
-        state,
-        signs,
-    }
-}
-
 /// What the leader decides about node 2, heard `silent` ago on the direct way, `reached` ago by way of node 3,
 /// which hears it.
 fn decide(silent: Duration, reached: Option<Duration>) -> Vec<Step> {
     let start = Instant::now();
     let now = start + silent;
-    let mut signs = heard_at(start);
+    let mut signs = heard_at(start, [SUSPECT, WITNESS]);
     signs.heard(WITNESS, BootId(1), now);
     if let Some(reached) = reached {
         signs.reached(SUSPECT, BootId(1), None, now - reached);
     }
     let world = World::new();
     let voters = BTreeSet::from([NodeId(1), SUSPECT, WITNESS]);
-    let view = view(&world.state, now, &voters, &signs);
+    let view = view(now, &signs, &voters, &world.state);
     let mut judge = Judge::new(NodeId(1), CONFIG);
     judge.look(&View { now: start, ..view });
     let steps = judge.look(&view);
@@ -98,28 +72,28 @@ fn whoever_is_out_of_the_leaders_reach_for_long_is() {
 fn what_witnesses_found_does_not_outweigh_what_comes_by_way_of_them_since() {
     let start = Instant::now();
     let now = start + BOUND * 2;
-    let mut signs = heard_at(start);
+    let mut signs = heard_at(start, [SUSPECT, WITNESS]);
     signs.heard(WITNESS, BootId(1), now);
     let world = World::new();
     let voters = BTreeSet::from([NodeId(1), SUSPECT, WITNESS]);
     let mut judge = Judge::new(NodeId(1), CONFIG);
     let (state, all) = (&world.state, &voters);
-    judge.look(&view(state, start, all, &signs));
-    let steps = judge.look(&view(state, now, all, &signs));
+    judge.look(&view(start, &signs, all, state));
+    let steps = judge.look(&view(now, &signs, all, state));
     let [Step::Ask { case, .. }] = &steps[..] else {
         panic!("its silence is asked about: {steps:?}");
     };
     let mut case = case.clone();
     case.findings.insert(WITNESS, Finding::Silent);
-    let steps = judge.judge(&view(state, now, all, &signs), case.clone());
+    let steps = judge.judge(&view(now, &signs, all, state), case.clone());
     assert!(matches!(steps[..], [Step::Condemn { .. }]), "{steps:?}");
     signs.reached(SUSPECT, BootId(1), None, now - BOUND / 2);
-    let steps = judge.judge(&view(state, now, all, &signs), case);
+    let steps = judge.judge(&view(now, &signs, all, state), case);
     assert!(matches!(steps[..], [Step::Pause(SUSPECT)]), "{steps:?}");
     judge.settled(SUSPECT);
     signs.reached(SUSPECT, BootId(1), None, now - BOUND / 4);
     assert!(
-        judge.look(&view(state, now, all, &signs)).is_empty(),
+        judge.look(&view(now, &signs, all, state)).is_empty(),
         "it lives"
     );
 }
@@ -129,7 +103,7 @@ fn what_witnesses_found_does_not_outweigh_what_comes_by_way_of_them_since() {
 fn silence_from_before_its_return_condemns_nobody() {
     let start = Instant::now();
     let back = start + PATIENCE * 2;
-    let mut signs = heard_at(start);
+    let mut signs = heard_at(start, [SUSPECT, WITNESS]);
     let voters = BTreeSet::from([NodeId(1), SUSPECT, WITNESS]);
     let mut world = World::new();
     let serving = (*world.state.nodes[&SUSPECT]).clone();
@@ -141,23 +115,23 @@ fn silence_from_before_its_return_condemns_nobody() {
     let lost = world.state.clone();
     world.apply(Command::PutNode(serving));
     let mut judge = Judge::new(NodeId(1), CONFIG);
-    judge.look(&view(&lost, start, &voters, &signs));
+    judge.look(&view(start, &signs, &voters, &lost));
     signs.heard(WITNESS, BootId(1), back);
-    assert!(judge.look(&view(&lost, back, &voters, &signs)).is_empty());
+    assert!(judge.look(&view(back, &signs, &voters, &lost)).is_empty());
     assert!(
         judge
-            .look(&view(&world.state, back, &voters, &signs))
+            .look(&view(back, &signs, &voters, &world.state))
             .is_empty()
     );
     let soon = back + BOUND / 3;
     assert!(
         judge
-            .look(&view(&world.state, soon, &voters, &signs))
+            .look(&view(soon, &signs, &voters, &world.state))
             .is_empty()
     );
     let later = back + BOUND;
     signs.heard(WITNESS, BootId(1), later);
-    let steps = judge.look(&view(&world.state, later, &voters, &signs));
+    let steps = judge.look(&view(later, &signs, &voters, &world.state));
     assert!(matches!(steps[..], [Step::Ask { .. }]), "{steps:?}");
 }
 
@@ -167,7 +141,7 @@ fn silence_from_before_its_return_condemns_nobody() {
 fn findings_from_before_a_return_condemn_nobody() {
     let start = Instant::now();
     let now = start + BOUND;
-    let mut signs = heard_at(start);
+    let mut signs = heard_at(start, [SUSPECT, WITNESS]);
     signs.heard(WITNESS, BootId(1), now);
     let voters = BTreeSet::from([NodeId(1), SUSPECT, WITNESS]);
     let mut world = World::new();
@@ -176,14 +150,14 @@ fn findings_from_before_a_return_condemn_nobody() {
     let node = SUSPECT;
     world.apply(Command::NodeReturns { node, boot });
     let mut judge = Judge::new(NodeId(1), CONFIG);
-    judge.look(&view(&before, start, &voters, &signs));
-    let steps = judge.look(&view(&before, now, &voters, &signs));
+    judge.look(&view(start, &signs, &voters, &before));
+    let steps = judge.look(&view(now, &signs, &voters, &before));
     let [Step::Ask { case, .. }] = &steps[..] else {
         panic!("its silence is asked about: {steps:?}");
     };
     let mut case = case.clone();
     case.findings.insert(WITNESS, Finding::Silent);
-    let condemned = judge.judge(&view(&before, now, &voters, &signs), case.clone());
+    let condemned = judge.judge(&view(now, &signs, &voters, &before), case.clone());
     let [Step::Condemn { stint, cause, .. }] = condemned[..] else {
         panic!("it is silent to both: {condemned:?}");
     };
@@ -195,11 +169,11 @@ fn findings_from_before_a_return_condemn_nobody() {
         taker: None,
     });
     assert_eq!(refused, Rejection::StaleEpoch);
-    let steps = judge.judge(&view(&world.state, now, &voters, &signs), case);
+    let steps = judge.judge(&view(now, &signs, &voters, &world.state), case);
     assert!(matches!(steps[..], [Step::Pause(SUSPECT)]), "{steps:?}");
     judge.settled(SUSPECT);
     let later = now + BOUND / 4;
     signs.heard(WITNESS, BootId(1), later);
-    let steps = judge.look(&view(&world.state, later, &voters, &signs));
+    let steps = judge.look(&view(later, &signs, &voters, &world.state));
     assert!(steps.is_empty(), "{steps:?}");
 }

@@ -7,27 +7,68 @@
 //! a home has forgotten ──────── replay_forgotten: what came from it, from everybody else, to those who moved meanwhile
 //! ```
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
 use flotilla_model::State;
-use flotilla_model::id::{BootId, NodeId, RoomName};
+use flotilla_model::id::{BootId, NodeId, ParticipantSid, Revision, RoomName};
 use flotilla_model::participant::Participant;
 use flotilla_signal::data::{Cache, Sent};
 
-use super::{Outgoing, Rooms, to_proto};
+use super::{LocalSession, Outgoing, Rooms, to_proto};
 use crate::mesh::Body;
 use crate::session::inbox::Message;
 
 /// Where a message came from: a node, and which start of it. Another start of it has nothing to send again.
 pub(super) type Origin = (NodeId, BootId);
 
+/// Sends kept messages once more.
+struct Again<'a> {
+    now: Instant,
+    node: NodeId,
+    state: &'a State,
+    revision: Revision,
+    outgoing: &'a mut Vec<Outgoing>,
+}
+
+impl Again<'_> {
+    /// To one participant, wherever it is at home; `sessions` are those of the room here.
+    fn send(
+        &mut self,
+        name: &RoomName,
+        sent: &Sent,
+        to: &Participant,
+        sessions: &BTreeMap<ParticipantSid, LocalSession>,
+    ) {
+        if to.home != self.node {
+            self.hand_on(name, sent, to.home, &to.sid);
+        } else if let Some(session) = sessions.get(&to.sid) {
+            let message = Arc::clone(&sent.message);
+            session.inbox.deliver(Message::Data(message));
+        }
+    }
+
+    /// To another node, for this participant alone.
+    fn hand_on(&mut self, name: &RoomName, sent: &Sent, to: NodeId, only: &ParticipantSid) {
+        let data = to_proto(self.now, name, sent, Some(only), self.revision);
+        let outgoing = Outgoing::new(self.state, to, Body::Data(data), true);
+        self.outgoing.push(outgoing);
+    }
+}
+
 impl Rooms {
     /// Somebody joined, here or elsewhere: recent messages of participants here are for them too.
     pub(super) fn replay(&mut self, now: Instant, name: &RoomName, joined: &Participant) {
         let is_here = joined.home == self.node;
         let revision = self.revision;
+        let mut again = Again {
+            now,
+            node: self.node,
+            state: &self.state,
+            revision,
+            outgoing: &mut self.outgoing,
+        };
         let local = if is_here {
             self.rooms.entry(name.clone()).or_default()
         } else {
@@ -37,19 +78,8 @@ impl Rooms {
             }
         };
         for sent in local.cache.replay(now) {
-            let message = &sent.message;
-            if !message.is_for(&joined.identity) {
-                continue;
-            }
-            if is_here {
-                if let Some(session) = local.sessions.get(&joined.sid) {
-                    session.inbox.deliver(Message::Data(message.clone()));
-                }
-            } else {
-                let data = to_proto(now, name, sent, Some(&joined.sid), revision);
-                let body = Body::Data(data);
-                self.outgoing
-                    .push(Outgoing::new(&self.state, joined.home, body, true));
+            if sent.message.is_for(&joined.identity) {
+                again.send(name, sent, joined, &local.sessions);
             }
         }
         if let Some(session) = local.sessions.get_mut(&joined.sid) {
@@ -76,12 +106,9 @@ impl Rooms {
         };
         local
             .moved
-            .retain(|_, (_, at)| now.saturating_duration_since(*at) < Cache::MOVE_AGE_MAX);
-        local
-            .moved
             .insert(moved.identity.clone(), (moved.sid.clone(), now));
         let is_here = moved.home == self.node;
-        let mut again: Vec<Sent> = Vec::new();
+        let mut kept: Vec<Sent> = Vec::new();
         for ((origin, boot), cache) in &mut local.moves {
             let has_it_still = boot_of(&state, *origin) == *boot;
             for sent in cache.replay_since(now, moved.joined_at) {
@@ -93,7 +120,7 @@ impl Rooms {
                     || !has_it_still
                     || sender.is_none_or(|sender| sender.home != *origin);
                 if is_ours {
-                    again.push(sent.clone());
+                    kept.push(sent.clone());
                 }
             }
         }
@@ -102,25 +129,22 @@ impl Rooms {
             let has_it_still =
                 record.is_some_and(|record| record.boot == *boot && !record.state.is_lost());
             if is_here || *origin == former || !has_it_still {
-                again.extend(cache.replay_since(now, moved.joined_at).cloned());
+                kept.extend(cache.replay_since(now, moved.joined_at).cloned());
             }
         }
+        let mut again = Again {
+            now,
+            node: self.node,
+            state: &state,
+            revision,
+            outgoing: &mut self.outgoing,
+        };
         let mut known = BTreeSet::new();
-        for sent in &again {
+        for sent in &kept {
             let message = &sent.message;
-            if message.from == moved.sid
-                || !message.is_for(&moved.identity)
-                || !known.insert((&message.from, message.sequence))
-            {
-                continue;
-            }
-            if !is_here {
-                let data = to_proto(now, name, sent, Some(&moved.sid), revision);
-                let body = Body::Data(data);
-                self.outgoing
-                    .push(Outgoing::new(&state, moved.home, body, true));
-            } else if let Some(session) = local.sessions.get(&moved.sid) {
-                session.inbox.deliver(Message::Data(Arc::clone(message)));
+            let is_due = message.from != moved.sid && message.is_for(&moved.identity);
+            if is_due && known.insert((&message.from, message.sequence)) {
+                again.send(name, sent, moved, &local.sessions);
             }
         }
         if is_here && let Some(session) = local.sessions.get_mut(&moved.sid) {
@@ -167,34 +191,39 @@ impl Rooms {
             return;
         }
         self.keep_elsewhere(now, node, before);
+        let origin = (node, known.boot);
+        let mut again = Again {
+            now,
+            node: self.node,
+            state: &state,
+            revision: self.revision,
+            outgoing: &mut self.outgoing,
+        };
         for (name, local) in &mut self.rooms {
-            let origin = (node, known.boot);
-            let mut again: Vec<Sent> = Vec::new();
-            for kept in [&mut local.moves, &mut local.again] {
-                let cache = kept.get_mut(&origin);
-                again.extend(cache.into_iter().flat_map(|c| c.replay(now)).cloned());
+            let mut kept: Vec<Sent> = Vec::new();
+            for caches in [&mut local.moves, &mut local.again] {
+                let cache = caches.get_mut(&origin);
+                kept.extend(cache.into_iter().flat_map(|c| c.replay(now)).cloned());
             }
-            for sent in &again {
+            let room = state.rooms.get(name);
+            let moved: Vec<&Arc<Participant>> = local
+                .moved
+                .iter()
+                .filter(|(_, (_, at))| now.saturating_duration_since(*at) < Cache::MOVE_AGE_MAX)
+                .filter_map(|(identity, (sid, _))| {
+                    let present = room?.participants.get(identity);
+                    present.filter(|present| present.sid == *sid)
+                })
+                .collect();
+            for sent in &kept {
                 let message = &sent.message;
-                for (identity, (sid, moved_at)) in &local.moved {
-                    let is_recent = now.saturating_duration_since(*moved_at) < Cache::MOVE_AGE_MAX;
-                    let room = state.rooms.get(name);
-                    let present = room.and_then(|room| room.participants.get(identity));
-                    let Some(present) = present.filter(|present| present.sid == *sid && is_recent)
-                    else {
-                        continue;
-                    };
-                    let is_older = sent.log_time.0 != 0 && sent.log_time < present.joined_at;
-                    if is_older || message.from == *sid || !message.is_for(identity) {
-                        continue;
-                    }
-                    if present.home != self.node {
-                        let data = to_proto(now, name, sent, Some(sid), self.revision);
-                        let body = Body::Data(data);
-                        self.outgoing
-                            .push(Outgoing::new(&state, present.home, body, true));
-                    } else if let Some(session) = local.sessions.get(sid) {
-                        session.inbox.deliver(Message::Data(message.clone()));
+                for moved in &moved {
+                    let is_own = message.from == moved.sid;
+                    if !is_own
+                        && message.is_for(&moved.identity)
+                        && !sent.is_before(moved.joined_at)
+                    {
+                        again.send(name, sent, moved, &local.sessions);
                     }
                 }
             }
@@ -220,11 +249,14 @@ impl Rooms {
                 .unwrap_or_default();
             for sent in &sent {
                 if let Some(keeper) = self.keeper(&name, &sent.message) {
-                    let from = Some(&sent.message.from);
-                    let data = to_proto(now, &name, sent, from, self.revision);
-                    let body = Body::Data(data);
-                    self.outgoing
-                        .push(Outgoing::new(&self.state, keeper, body, true));
+                    let mut again = Again {
+                        now,
+                        node: self.node,
+                        state: &self.state,
+                        revision: self.revision,
+                        outgoing: &mut self.outgoing,
+                    };
+                    again.hand_on(&name, sent, keeper, &sent.message.from);
                 }
             }
         }
