@@ -15,8 +15,10 @@ use std::time::{Duration, Instant};
 use flotilla_model::cluster::Formats;
 use flotilla_model::id::{BootId, NodeId};
 use flotilla_raft::{Channels, Tunnel};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 use tokio::task::AbortHandle;
+
+use queue::{Posted, Queue};
 
 use crate::session::receipt::Receipt;
 use crate::telemetry::Metrics;
@@ -25,6 +27,7 @@ mod delay;
 pub mod enroll;
 mod link;
 mod pulse;
+mod queue;
 mod service;
 mod sign;
 mod tunnel;
@@ -50,9 +53,11 @@ pub use proto::inquire_reply::Finding;
 /// Version of what nodes tell each other beside the log: the mesh's messages, what they seal for each
 /// other, relay packets. Rises with what a node of the version before could not pass over; that is then
 /// sent only to nodes that registered it ([`flotilla_model::cluster::Formats`]).
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 /// The first version that carries other nodes' packets and connections.
 pub const VERSION_OF_DETOURS: u8 = 2;
+/// The first version that asks for what a participant that moves lacks ([`proto::Wanted`]).
+pub const VERSION_OF_WANTED: u8 = 3;
 
 /// This program's version with what it reads of other nodes, as it is registered.
 #[must_use]
@@ -67,9 +72,6 @@ pub fn software_version() -> String {
 /// Silence after which a node is unreachable, unless the configuration says otherwise.
 const BOUND: Duration = Duration::from_millis(500);
 
-/// Bodies waiting for a link's task. When it is full, the newest is dropped and counted: the node
-/// behind it has not taken anything for long.
-const QUEUE_MAX: usize = 4096;
 /// Bodies from all nodes waiting for the hub. When it is full, links wait: the senders keep.
 pub const INBOUND_MAX: usize = 8192;
 
@@ -128,18 +130,9 @@ struct Shared {
     bound: Duration,
 }
 
-/// Something that waits for a link.
-struct Posted {
-    body: Body,
-    reliable: bool,
-    /// The start of the node that it is for; `None`: whichever is there.
-    boot: Option<BootId>,
-    receipt: Option<Receipt>,
-}
-
 struct Link {
     address: String,
-    queue: mpsc::Sender<Posted>,
+    queue: Queue,
     /// Something is known of the node that is worth another try.
     hurry: Arc<Notify>,
     tasks: [AbortHandle; 2],
@@ -211,7 +204,7 @@ impl Mesh {
         };
         let taken = lock(&self.shared.links)
             .get(&to)
-            .is_some_and(|link| link.queue.try_send(posted).is_ok());
+            .is_some_and(|link| link.queue.push(posted));
         if !taken {
             if let Some(receipt) = receipt {
                 receipt.lose();
@@ -245,7 +238,7 @@ impl Mesh {
     }
 
     fn open(&self, node: NodeId, address: &str) -> Link {
-        let (queue, waiting) = mpsc::channel(QUEUE_MAX);
+        let (queue, waiting) = Queue::new();
         let hurry = Arc::new(Notify::new());
         lock(&self.shared.health).insert(
             node,

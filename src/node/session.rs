@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use flotilla_model::command::{Command, Reply};
+use flotilla_model::command::{Command, Rejection, Reply};
 use flotilla_model::event::Event;
 use flotilla_model::id::{Epoch, RequestId, UnixMillis};
 use flotilla_model::participant::LeaveReason;
@@ -560,6 +560,11 @@ impl Task {
             "a session proposes one change at a time"
         );
         let group = self.node.group.clone();
+        if self.session.comes_late(&command, &group.state()) {
+            let refused = Err(CommitError::Rejected(Rejection::StaleEpoch));
+            self.proposal = Some(Box::pin(std::future::ready((request, refused))));
+            return;
+        }
         self.proposal = Some(Box::pin(async move {
             let result = match group.propose(request, command).await {
                 Ok(reply) => Ok(reply),

@@ -14,6 +14,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use flotilla_model::State;
 use flotilla_model::command::{Command, Rejection, Reply};
 use flotilla_model::event::RoomEvent;
 use flotilla_model::id::{
@@ -336,6 +337,29 @@ impl Session {
             Phase::Ended(_) => return None,
         };
         own.into_iter().chain(self.core.proposals.deadline()).min()
+    }
+
+    /// Whether a change in the participant's name comes too late, as seen from the newest state that this node has: another
+    /// node is its home. The session hears so from events that are still on their way to it, and what it asks
+    /// for until then (to take back a publication that had been given up, say) is not its to ask any more. The shell
+    /// refuses it ([`Rejection::StaleEpoch`]).
+    #[must_use]
+    pub fn comes_late(&self, command: &Command, state: &State) -> bool {
+        let is_of_home = matches!(
+            command,
+            Command::Activate { .. }
+                | Command::UpdateParticipant { .. }
+                | Command::PublishTrack { .. }
+                | Command::UpdateTrack { .. }
+                | Command::UnpublishTrack { .. }
+                | Command::SetTrackMuted { .. }
+                | Command::UpdateSubscriptions { .. }
+                | Command::SetSubscriptionPermission { .. }
+        );
+        let core = &self.core;
+        let room = state.rooms.get(&core.room);
+        let present = room.and_then(|room| room.participants.get(&core.identity));
+        is_of_home && present.is_some_and(|p| p.sid == core.sid && p.home != core.config.node)
     }
 
     /// The participant's sid.

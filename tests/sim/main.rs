@@ -142,21 +142,22 @@ fn vary_plan(plan: &Plan, from: u64, seeds: u64, tries: u32) -> anyhow::Result<(
 
 #[expect(clippy::print_stdout, reason = "a program for people")]
 fn print_bugs(folder: &Path) -> anyhow::Result<()> {
-    println!("| planted bug | caught by | after simulated | runs for |");
-    println!("|---|---|---|---|");
+    println!("| planted bug | caught by | after simulated | seeds | runs for |");
+    println!("|---|---|---|---|---|");
     let mut missed = Vec::new();
     let mut planless = 0;
     for bug in Bug::ALL {
         if plan_of(folder, *bug).is_err() {
             planless += 1;
-            println!("| {bug} | no plan yet | | |");
+            println!("| {bug} | no plan yet | | | |");
             continue;
         }
         match catch(folder, *bug) {
             Ok(caught) => println!(
-                "| {bug} | {} | {:.1} s | {} ms |",
+                "| {bug} | {} | {:.1} s | {} | {} ms |",
                 caught.violation.invariant,
                 caught.violation.at.0 as f64 / 1e6,
+                caught.seeds,
                 caught.took.as_millis(),
             ),
             Err(reason) => missed.push(reason),

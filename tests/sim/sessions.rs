@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use flotilla_model::command::Reply;
+use flotilla_model::command::{Rejection, Reply};
 use flotilla_model::event::Event;
 use flotilla_model::id::{Identity, NodeId, ParticipantSid, RequestId, RoomName};
 use flotilla_model::participant::{LeaveReason, Participant};
@@ -506,6 +506,7 @@ impl World {
     /// Carries a session's outputs out.
     fn follow_up(&mut self, id: u64, key: u64) {
         let until = self.now + FAREWELL_MAX;
+        let state = Arc::clone(self.node(id).replica.state());
         while let Some(task) = self.process(id).sessions.get_mut(&key)
             && let Some(output) = task.session.poll()
         {
@@ -514,7 +515,13 @@ impl World {
             match output {
                 Output::Reply(response) => self.reply(id, key, response),
                 Output::Propose { request, command } => {
-                    self.propose_as(id, request, command, Waiter::Session(key));
+                    let late = task.session.comes_late(&command, &state);
+                    if late {
+                        let refused = CommitError::Rejected(Rejection::StaleEpoch);
+                        task.outcomes.push_back((request, Err(refused)));
+                    } else {
+                        self.propose_as(id, request, command, Waiter::Session(key));
+                    }
                 }
                 Output::Claim { epoch } => self.claim(id, key, &room, &sid, epoch),
                 Output::Media(command) => self.order(id, key, client, command),

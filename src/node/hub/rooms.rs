@@ -15,6 +15,7 @@ use flotilla_model::participant::Participant;
 use flotilla_raft::Change;
 use flotilla_signal::data::{Cache, DataOut, Nonces, Sent};
 use flotilla_signal::media::Channel;
+use prost::Message as _;
 use tokio::sync::oneshot;
 
 use crate::mesh::{Body, Inbound, proto};
@@ -75,31 +76,54 @@ pub struct Rooms {
     malformed: u64,
 }
 
-/// Data that was sent in view of changes that have not come here yet: among them may be who is here.
+/// What was sent in view of changes that have not come here yet: among them may be who is here.
 #[derive(Default)]
 struct Ahead {
-    waiting: VecDeque<proto::Data>,
+    waiting: VecDeque<Waiting>,
     bytes: usize,
+}
+
+/// Something that may have to wait for a state.
+enum Waiting {
+    Data(proto::Data),
+    Wanted(proto::Wanted),
+}
+
+impl Waiting {
+    const fn revision(&self) -> u64 {
+        match self {
+            Self::Data(data) => data.revision,
+            Self::Wanted(wanted) => wanted.revision,
+        }
+    }
+
+    /// Bytes that it takes, about.
+    fn len(&self) -> usize {
+        match self {
+            Self::Data(data) => data.payload.len(),
+            Self::Wanted(wanted) => wanted.encoded_len(),
+        }
+    }
 }
 
 /// More is taken as it is.
 const AHEAD_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 impl Ahead {
-    fn push(&mut self, data: proto::Data) {
-        self.bytes += data.payload.len();
-        self.waiting.push_back(data);
+    fn push(&mut self, waiting: Waiting) {
+        self.bytes += waiting.len();
+        self.waiting.push_back(waiting);
     }
 
     /// What need not, or can no longer, wait.
-    fn pop(&mut self, revision: u64) -> Option<proto::Data> {
-        let is_due = self.waiting.front()?.revision <= revision;
+    fn pop(&mut self, revision: u64) -> Option<Waiting> {
+        let is_due = self.waiting.front()?.revision() <= revision;
         if !is_due && self.bytes <= AHEAD_BYTES_MAX {
             return None;
         }
-        let data = self.waiting.pop_front()?;
-        self.bytes -= data.payload.len();
-        Some(data)
+        let waiting = self.waiting.pop_front()?;
+        self.bytes -= waiting.len();
+        Some(waiting)
     }
 }
 
@@ -484,13 +508,22 @@ impl Rooms {
         self.catch_up(now);
     }
 
-    /// Takes data that has waited for this state.
+    /// Takes something when this node has the state in view of which it was sent.
+    fn wait(&mut self, now: Instant, from: NodeId, waiting: Waiting) {
+        self.ahead.entry(from).or_default().push(waiting);
+        self.catch_up(now);
+    }
+
+    /// Takes what has waited for this state.
     fn catch_up(&mut self, now: Instant) {
         let revision = self.revision.0;
         let nodes: Vec<NodeId> = self.ahead.keys().copied().collect();
         for from in nodes {
-            while let Some(data) = self.ahead.get_mut(&from).and_then(|a| a.pop(revision)) {
-                self.take_data(now, from, data);
+            while let Some(due) = self.ahead.get_mut(&from).and_then(|a| a.pop(revision)) {
+                match due {
+                    Waiting::Data(data) => self.take_data(now, from, data),
+                    Waiting::Wanted(wanted) => self.answer(now, from, &wanted),
+                }
             }
         }
         self.ahead.retain(|_, ahead| !ahead.waiting.is_empty());
@@ -664,10 +697,8 @@ impl Rooms {
             Body::Checkpoint(checkpoint) => {
                 self.checkpoints.put(checkpoint);
             }
-            Body::Data(data) => {
-                self.ahead.entry(from).or_default().push(data);
-                self.catch_up(now);
-            }
+            Body::Data(data) => self.wait(now, from, Waiting::Data(data)),
+            Body::Wanted(wanted) => self.wait(now, from, Waiting::Wanted(wanted)),
             Body::Speakers(speakers) => {
                 if let Some(local) = self.rooms.get(&RoomName(speakers.room)) {
                     let levels = speakers

@@ -17,17 +17,26 @@ use flotilla_signal::media::Channel;
 
 use super::rooms::to_proto;
 use super::*;
-use crate::mesh::{Body, Own};
+use crate::mesh::{Body, Own, software_version};
 use crate::session::inbox::Outlet;
+
+/// The version of nodes that do not ask: they are sent everything, which shows at once what others give.
+const BEFORE: &str = "0.1.0+log5.mesh2";
 
 struct World {
     hub: Hub,
     state: State,
     requests: u128,
+    /// What nodes register.
+    version: String,
 }
 
 impl World {
     fn new() -> Self {
+        Self::of_version(&software_version())
+    }
+
+    fn of_version(version: &str) -> Self {
         let metrics = Metrics::new(NodeId(1)).expect("no clash");
         let own = Own {
             node: NodeId(1),
@@ -41,6 +50,7 @@ impl World {
             hub: Hub::new(NodeId(1), mesh, metrics),
             state: State::default(),
             requests: 0,
+            version: version.to_owned(),
         };
         for id in [1, 2, 3] {
             world.start(id, id);
@@ -60,7 +70,7 @@ impl World {
             relay_addresses: Vec::new(),
             capacity: 0,
             state: flotilla_model::cluster::NodeState::Serving,
-            version: String::new(),
+            version: self.version.clone(),
         }))
     }
 
@@ -233,7 +243,7 @@ async fn a_room_of_people_who_have_just_come_says_nothing_of_what_was_passed_on(
 #[tokio::test]
 async fn data_is_of_the_last_change_passed_on_and_not_of_those_of_its_entry() {
     let mut rooms = Rooms::new(NodeId(1), Arc::default());
-    let mut world = World::new();
+    let mut world = World::of_version(BEFORE);
     let _anna = world.join("anna");
     let _bert = world.join("bert");
     let moves = vec![world.to("bert", 2)];
@@ -535,10 +545,167 @@ fn data_sent(rooms: &mut Rooms) -> Vec<(NodeId, u32, String)> {
     data.collect()
 }
 
+/// Hands what was asked for to another node. Who was asked.
+fn ask(asks: &mut Rooms, from: u64, asked: &mut [(u64, &mut Rooms)]) -> Vec<NodeId> {
+    let mut nodes = Vec::new();
+    for out in asks.take_outgoing() {
+        let Body::Wanted(wanted) = out.body else {
+            continue;
+        };
+        nodes.push(out.to);
+        for (node, rooms) in asked.iter_mut() {
+            if NodeId(*node) == out.to {
+                let inbound = Inbound {
+                    from: NodeId(from),
+                    body: Body::Wanted(wanted.clone()),
+                };
+                rooms.receive(Instant::now(), inbound);
+            }
+        }
+    }
+    nodes
+}
+
+/// Ben is taken over by node 2, where cleo is; anna, at node 1, has said something to all, and to him.
+#[tokio::test]
+async fn a_new_home_asks_for_what_it_lacks() {
+    let now = Instant::now();
+    for (is_ahead, goes_on) in [(false, false), (true, false), (false, true)] {
+        let mut world = World::new();
+        for name in ["anna", "ben", "cleo"] {
+            let _ = world.join(name);
+        }
+        let moves = vec![world.to("ben", 3), world.to("cleo", 2)];
+        world.apply(Command::Rehome { moves });
+        let [mut one, mut two, mut three] = [1, 2, 3].map(|id| world.rooms_at(NodeId(id)));
+        for number in 1..=5 {
+            let to: &[&str] = if number == 3 { &["ben"] } else { &[] };
+            one.distribute(now, &"r".into(), message("anna", number, to), None);
+        }
+        for out in one.take_outgoing() {
+            // The last message is still on its way.
+            let Body::Data(data) = out.body else { continue };
+            let rooms = if out.to == NodeId(2) {
+                &mut two
+            } else {
+                &mut three
+            };
+            if data.sequence < 5 {
+                let inbound = Inbound {
+                    from: NodeId(1),
+                    body: Body::Data(data),
+                };
+                rooms.receive(now, inbound);
+            }
+        }
+        let moves = vec![world.to("ben", 2)];
+        let moved = world.apply(Command::Rehome { moves });
+        two.pass_on(now, &moved);
+        three.pass_on(now, &moved);
+        if !is_ahead {
+            one.pass_on(now, &moved);
+            assert_eq!(data_sent(&mut one), [], "nobody has asked yet");
+        }
+        if goes_on {
+            let moves = vec![world.to("ben", 3)];
+            one.pass_on(now, &world.apply(Command::Rehome { moves }));
+        }
+        let asked = ask(&mut two, 2, &mut [(1, &mut one), (3, &mut three)]);
+        assert_eq!(asked, [NodeId(1), NodeId(3)]);
+        if is_ahead {
+            assert_eq!(
+                data_sent(&mut one),
+                [],
+                "it does not know that ben is there"
+            );
+            one.pass_on(now, &moved);
+        }
+        let to_ben = |number| (NodeId(2), number, "PA_ben".to_owned());
+        let expected = if goes_on {
+            vec![]
+        } else {
+            vec![to_ben(3), to_ben(5)]
+        };
+        assert_eq!(data_sent(&mut one), expected, "{is_ahead} {goes_on}");
+        assert_eq!(data_sent(&mut three), [], "it was never anna's home");
+    }
+}
+
+#[tokio::test]
+async fn homes_of_the_version_before_are_sent_all() {
+    let now = Instant::now();
+    let mut world = World::of_version(BEFORE);
+    for name in ["anna", "ben", "cleo"] {
+        let _ = world.join(name);
+    }
+    let moves = vec![world.to("ben", 3), world.to("cleo", 2)];
+    world.apply(Command::Rehome { moves });
+    let [mut one, mut two] = [1, 2].map(|id| world.rooms_at(NodeId(id)));
+    one.distribute(now, &"r".into(), message("anna", 1, &[]), None);
+    one.take_outgoing();
+    let moves = vec![world.to("ben", 2)];
+    let moved = world.apply(Command::Rehome { moves });
+    for rooms in [&mut one, &mut two] {
+        rooms.pass_on(now, &moved);
+    }
+    assert_eq!(data_sent(&mut one), [(NodeId(2), 1, "PA_ben".to_owned())]);
+    assert!(two.take_outgoing().is_empty(), "they would not understand");
+}
+
+/// The sender's home is lost with what it had not answered: whoever has its messages is asked.
+#[tokio::test]
+async fn when_a_home_is_lost_the_others_are_asked_for_what_came_from_it() {
+    let now = Instant::now();
+    let mut world = World::new();
+    for name in ["anna", "ben", "cleo"] {
+        let _ = world.join(name);
+    }
+    let moves = vec![world.to("cleo", 2)];
+    world.apply(Command::Rehome { moves });
+    let [mut one, mut two, mut three] = [1, 2, 3].map(|id| world.rooms_at(NodeId(id)));
+    one.distribute(now, &"r".into(), message("anna", 1, &[]), None);
+    for out in one.take_outgoing() {
+        if let Body::Data(data) = out.body {
+            let inbound = Inbound {
+                from: NodeId(1),
+                body: Body::Data(data),
+            };
+            two.receive(now, inbound);
+        }
+    }
+    let moves = vec![world.to("ben", 3)];
+    let moved = world.apply(Command::Rehome { moves });
+    for rooms in [&mut two, &mut three] {
+        rooms.pass_on(now, &moved);
+    }
+    // What ben had was with node 1, as was anna, so node 2 has to give it.
+    let asked = ask(&mut three, 3, &mut [(2, &mut two)]);
+    assert_eq!(asked, [NodeId(1), NodeId(2)]);
+    assert_eq!(data_sent(&mut two), [(NodeId(3), 1, "PA_ben".to_owned())]);
+    let lost = world.apply(Command::NodeLost {
+        node: NodeId(1),
+        boot: BootId(1),
+        cause: LossCause::Unreachable,
+    });
+    for rooms in [&mut two, &mut three] {
+        rooms.pass_on(now, &lost);
+    }
+    assert_eq!(data_sent(&mut two), []);
+    let asked = ask(&mut three, 3, &mut [(2, &mut two)]);
+    let asked = BTreeSet::from_iter(asked);
+    assert_eq!(
+        asked,
+        BTreeSet::from([NodeId(2)]),
+        "a lost node is not asked"
+    );
+    let to_ben = (NodeId(3), 1, "PA_ben".to_owned());
+    assert!(data_sent(&mut two).contains(&to_ben));
+}
+
 /// Everybody is at node 1, which dies with what is on its way to its clients.
 #[tokio::test]
 async fn a_room_on_one_node_has_a_keeper() {
-    let mut world = World::new();
+    let mut world = World::of_version(BEFORE);
     let _anna = world.join("anna");
     let keeper = world.state.successor(world.participant("anna"));
     let keeper = keeper.expect("two others serve");
@@ -591,7 +758,7 @@ async fn a_room_on_one_node_has_a_keeper() {
 /// who had it is gone.
 #[tokio::test]
 async fn what_was_sent_again_is_kept_for_who_moves_on() {
-    let mut world = World::new();
+    let mut world = World::of_version(BEFORE);
     let _anna = world.join("anna");
     let _bert = world.join("bert");
     let _cleo = world.join("cleo");
@@ -630,7 +797,7 @@ async fn what_was_sent_again_is_kept_for_who_moves_on() {
 /// The other home of a room dies: what was sent to it while nobody knew is kept by another node.
 #[tokio::test]
 async fn a_room_that_loses_its_other_home_has_a_keeper() {
-    let mut world = World::new();
+    let mut world = World::of_version(BEFORE);
     let _anna = world.join("anna");
     let _bert = world.join("bert");
     let keeper = world.state.successor(world.participant("anna"));

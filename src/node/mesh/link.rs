@@ -17,7 +17,8 @@ use tracing::{debug, info};
 
 use super::proto::mesh_client::MeshClient;
 use super::proto::{Frame, Heartbeat, Hello, LinkReply, LinkRequest, link_reply, link_request};
-use super::{Body, Health, Own, Posted, Signs, lock};
+use super::queue::{Posted, Waiting};
+use super::{Body, Health, Own, Signs, lock};
 use crate::session::receipt::Receipt;
 use crate::telemetry::Metrics;
 
@@ -48,7 +49,7 @@ pub(super) struct LinkTask {
     node: NodeId,
     address: String,
     channels: Channels,
-    queue: mpsc::Receiver<Posted>,
+    queue: Waiting,
     hurry: Arc<Notify>,
     notes: Notes,
     kept: Kept,
@@ -127,7 +128,7 @@ impl LinkTask {
         node: NodeId,
         address: String,
         channels: Channels,
-        queue: mpsc::Receiver<Posted>,
+        queue: Waiting,
         hurry: Arc<Notify>,
         notes: Notes,
     ) -> Self {
@@ -257,7 +258,7 @@ impl LinkTask {
                     }
                     Err(_) => return "stream ended",
                 },
-                next = self.queue.recv(), if self.kept.has_room() => match next {
+                next = self.queue.next(), if self.kept.has_room() => match next {
                     Some(Posted { body, boot, receipt, reliable: true }) => self.kept.push(boot, receipt, body),
                     Some(Posted { body, reliable: false, .. }) => {
                         let frame = Frame { sequence: 0, body: Some(body) };

@@ -6,6 +6,7 @@ use std::time::Duration;
 use flotilla_model::State;
 use flotilla_raft::ChannelsConfig;
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 
 use super::enroll::{self, Doorkeeper, EnrollError};
 use super::proto::mesh_client::MeshClient;
@@ -140,7 +141,7 @@ impl Side {
             .expect("open");
         match inbound.body {
             Body::Data(data) => data,
-            Body::Checkpoint(_) | Body::Speakers(_) => panic!("no levels were sent"),
+            _ => panic!("only data was sent"),
         }
     }
 }

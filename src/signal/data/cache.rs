@@ -104,6 +104,23 @@ impl Cache {
         self.replay(now).filter(move |sent| !sent.is_before(joined))
     }
 
+    /// Numbers that are kept, as runs without a gap `(sender, first, last)`: of each sender the highest ones, `max` runs
+    /// at most.
+    pub fn runs(&self, max: usize) -> impl Iterator<Item = (&ParticipantSid, u32, u32)> {
+        self.numbers.iter().flat_map(move |(sender, numbers)| {
+            let mut numbers = numbers.iter().rev().copied().peekable();
+            let runs = std::iter::from_fn(move || {
+                let last = numbers.next()?;
+                let mut first = last;
+                while let Some(number) = numbers.next_if(|number| number + 1 == first) {
+                    first = number;
+                }
+                Some((sender, first, last))
+            });
+            runs.take(max)
+        })
+    }
+
     /// Forgets a sender's messages.
     pub fn forget(&mut self, sender: &ParticipantSid) {
         if self.numbers.remove(sender).is_some() {
@@ -188,6 +205,22 @@ mod tests {
     fn numbers(cache: &mut Cache, now: Instant) -> Vec<u32> {
         let messages = cache.replay(now);
         messages.map(|sent| sent.message.sequence).collect()
+    }
+
+    #[test]
+    fn runs_are_the_highest_numbers_without_a_gap() {
+        let now = crate::session::testing::start();
+        let mut cache = Cache::for_moves();
+        for number in [1, 2, 4, 5, 6, 9] {
+            cache.push(sent(now, &message(number, 1)));
+        }
+        let runs = |max| -> Vec<(u32, u32)> {
+            let runs = cache.runs(max);
+            runs.map(|(_, first, last)| (first, last)).collect()
+        };
+        assert_eq!(runs(8), [(9, 9), (4, 6), (1, 2)]);
+        assert_eq!(runs(2), [(9, 9), (4, 6)]);
+        assert_eq!(runs(0), []);
     }
 
     #[test]

@@ -99,7 +99,11 @@ impl Live {
                 return;
             }
             tracing::trace!(sequence = seen.sequence, "the client sends data");
-            self.channels.sequence = seen.sequence;
+            let last = std::mem::replace(&mut self.channels.sequence, seen.sequence);
+            if last.checked_add(1).is_some_and(|next| next < seen.sequence) {
+                tracing::debug!(room = %core.room, participant = %core.sid, last, sequence = seen.sequence,
+                    "messages of the client are missing");
+            }
         }
         match self.stamp(channel, payload, seen) {
             Some(out) => core.output(Output::Data(Arc::new(out))),

@@ -16,7 +16,7 @@ use flotilla_node::config::Config;
 use flotilla_node::hub::rooms::Rooms;
 use flotilla_node::mesh::proto::{
     Data, EnrollRequest, Frame, InquireRequest, LinkReply, LinkRequest, PulseReply, PulseRequest,
-    link_request,
+    Run, Wanted, link_request,
 };
 use flotilla_node::mesh::{Ailment, Body, Inbound, Question, SignBook};
 use flotilla_node::session::handover::Checkpoints;
@@ -114,7 +114,7 @@ impl Here {
                 relay_addresses: Vec::new(),
                 capacity: 0,
                 state: NodeState::Serving,
-                version: "0+log4+mesh2".into(),
+                version: "0+log4.mesh3".into(),
             }));
         }
         for other in OTHERS {
@@ -189,13 +189,17 @@ impl Here {
     fn step(&mut self, draw: &mut Draw<'_>) {
         let from = NodeId(*draw.pick(&OTHERS));
         match draw.byte() % 12 {
-            0 | 1 => {
+            0 => {
                 if let Ok(request) = LinkRequest::decode(draw.bytes())
                     && let Some(link_request::Message::Frame(Frame { body, .. })) = request.message
                     && let Some(body) = body
                 {
                     self.rooms.receive(self.now, Inbound { from, body });
                 }
+            }
+            1 => {
+                let body = Body::Wanted(self.wanted(draw));
+                self.rooms.receive(self.now, Inbound { from, body });
             }
             2..=4 => {
                 let body = Body::Data(self.data(draw));
@@ -247,13 +251,36 @@ impl Here {
             } else {
                 sid("a").to_string()
             },
-            revision: match draw.byte() % 3 {
-                0 => 0,
-                1 => self.state.revision.0,
-                _ => self.state.revision.0.saturating_add(u64::from(draw.u32())),
-            },
+            revision: self.revision(draw),
             age_ms: draw.u32(),
             log_time: u64::from(draw.u32()),
+        }
+    }
+
+    /// What another node wants for somebody, who may or may not be at home there.
+    fn wanted(&self, draw: &mut Draw<'_>) -> Wanted {
+        let name = NAMES[draw.number(NAMES.len())];
+        Wanted {
+            room: "r".to_owned(),
+            sid: sid(name).to_string(),
+            identity: name.to_owned(),
+            former: u64::from(draw.byte() % 5),
+            revision: self.revision(draw),
+            has: (0..draw.number(4))
+                .map(|_| Run {
+                    from: sid(NAMES[draw.number(NAMES.len())]).to_string(),
+                    first: u32::from(draw.byte()),
+                    last: u32::from(draw.byte()),
+                })
+                .collect(),
+        }
+    }
+
+    fn revision(&self, draw: &mut Draw<'_>) -> u64 {
+        match draw.byte() % 3 {
+            0 => 0,
+            1 => self.state.revision.0,
+            _ => self.state.revision.0.saturating_add(u64::from(draw.u32())),
         }
     }
 

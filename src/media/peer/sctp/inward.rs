@@ -308,6 +308,12 @@ impl Inward {
             self.held_since = (!self.held.is_empty()).then_some(now);
         }
         self.base = if settled {
+            tracing::debug!(
+                found,
+                next,
+                held = self.held.len(),
+                "the client's place is known"
+            );
             self.next = next;
             self.settled_at = Some(now);
             Base::Settled(next)
@@ -317,16 +323,23 @@ impl Inward {
     }
 
     /// Whether all reliable messages before this one have been passed on, and so whatever may come
-    /// before it on the wire is not missed.
+    /// before it on the wire is not missed. SDKs send messages again of their own accord, some of them behind a
+    /// newer one: then the first sending of this one has a lower TSN than both, and is yet to come.
     fn follows(&self, data: &Data, chunk: &Chunk<'_>) -> bool {
         let Some((stream, passed)) = self.reliable else {
             return false;
         };
-        let payload = chunk.bytes.get(Data::PAYLOAD_AT..).unwrap_or_default();
-        data.stream == stream
-            && data.begins()
-            && data.ends()
-            && message::sequence(payload).is_some_and(|n| n <= passed.saturating_add(1))
+        let Some(number) = number_on(stream, data, chunk) else {
+            return false;
+        };
+        let before = self.held.before(data.tsn);
+        let mut before = before.filter_map(|bytes| wire::parse(bytes));
+        number <= passed.saturating_add(1)
+            && before.all(|chunk| {
+                let data = Data::of(&chunk);
+                let number_before = data.and_then(|data| number_on(stream, &data, &chunk));
+                number_before.is_none_or(|before| before <= number)
+            })
     }
 
     fn hold(&mut self, now: Instant, tsn: u32, chunk: &Chunk<'_>) -> bool {
@@ -367,6 +380,13 @@ impl Inward {
             self.streams.push((stream, first));
         }
     }
+}
+
+/// Number of the reliable message that a chunk on this stream holds as a whole.
+fn number_on(stream: u16, data: &Data, chunk: &Chunk<'_>) -> Option<u32> {
+    let is_whole = data.stream == stream && data.begins() && data.ends();
+    let payload = chunk.bytes.get(Data::PAYLOAD_AT..).unwrap_or_default();
+    is_whole.then(|| message::sequence(payload)).flatten()
 }
 
 /// A chunk's numbers for the library.

@@ -40,6 +40,10 @@ impl Held {
         self.0.is_empty()
     }
 
+    pub(super) const fn len(&self) -> usize {
+        self.0.len()
+    }
+
     pub(super) fn lowest(&self) -> Option<u32> {
         self.0.first().map(|(tsn, _)| *tsn)
     }
@@ -47,6 +51,15 @@ impl Held {
     pub(super) fn get(&self, tsn: u32) -> Option<&Bytes> {
         let mut held = self.0.iter();
         held.find(|(held, _)| *held == tsn).map(|(_, chunk)| chunk)
+    }
+
+    /// Chunks below a TSN.
+    pub(super) fn before(&self, tsn: u32) -> impl Iterator<Item = &Bytes> {
+        let below = self
+            .0
+            .iter()
+            .take_while(move |(held, _)| is_before(*held, tsn));
+        below.map(|(_, chunk)| chunk)
     }
 
     /// Drops what is below a TSN.

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! joined ─ replay ───────────── the last moments, from the senders' homes
-//! moved ── replay_moved ─────── what was on its way to the former home, from the senders' homes, or, if one has
-//!                              forgotten it, from whom it was sent again
+//! moved ── replay_moved ─────── what was on its way to the former home, from the new home itself, and, as it asks for it,
+//!                              from the senders' homes, or, if one has forgotten it, from whom it was sent again
 //! a home has forgotten ──────── replay_forgotten: what came from it, from everybody else, to those who moved meanwhile
 //! ```
 
@@ -12,16 +12,35 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use flotilla_model::State;
-use flotilla_model::id::{BootId, NodeId, ParticipantSid, Revision, RoomName};
+use flotilla_model::cluster::Formats;
+use flotilla_model::id::{BootId, Identity, NodeId, ParticipantSid, Revision, RoomName};
 use flotilla_model::participant::Participant;
 use flotilla_signal::data::{Cache, Sent};
 
 use super::{LocalSession, Outgoing, Rooms, to_proto};
-use crate::mesh::Body;
+use crate::mesh::{Body, VERSION_OF_WANTED, proto};
 use crate::session::inbox::Message;
+
+/// Runs of numbers that are told of each sender and cache, at most, when others are asked for the rest. What is not told is
+/// sent once more than needed.
+const RUNS_PER_SENDER: usize = 16;
+/// Of all senders.
+const RUNS_MAX: usize = 1024;
 
 /// Where a message came from: a node, and which start of it. Another start of it has nothing to send again.
 pub(super) type Origin = (NodeId, BootId);
+
+/// Why others are asked for what a participant lacks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Why {
+    /// It has come from this node, and been given all that is kept here.
+    Moved(NodeId),
+    /// This node is lost, and what came from it has been given.
+    Lost(NodeId),
+    /// This node was lost when the others were asked, and is back. What came from it meanwhile may not have been
+    /// given, since it did not know of the move.
+    Back(NodeId),
+}
 
 /// Sends kept messages once more.
 struct Again<'a> {
@@ -89,9 +108,7 @@ impl Rooms {
     }
 
     /// A participant has a new home: what was on its way to the former one is sent again. Sessions
-    /// drop what their client has. The new home itself takes whatever it has. Others get from here the messages of
-    /// participants here, and those that came from a home that its sender has lost as well, be it that its process
-    /// has started anew since.
+    /// drop what their client has. The new home takes whatever it has, and asks the others for what it lacks.
     pub(super) fn replay_moved(
         &mut self,
         now: Instant,
@@ -99,27 +116,69 @@ impl Rooms {
         moved: &Participant,
         former: NodeId,
     ) {
-        let (state, revision) = (self.state.clone(), self.revision);
-        let room = state.rooms.get(name);
+        let is_here = moved.home == self.node;
+        if is_here {
+            self.rooms.entry(name.clone()).or_default();
+        }
         let Some(local) = self.rooms.get_mut(name) else {
             return;
         };
         local
             .moved
             .insert(moved.identity.clone(), (moved.sid.clone(), now));
+        if is_here {
+            self.replay_kept(now, name, moved, former, &Runs::default());
+            if let Some(local) = self.rooms.get_mut(name)
+                && let Some(session) = local.sessions.get_mut(&moved.sid)
+            {
+                session.joined = true;
+                session.since = self.revision;
+            }
+            self.ask(name, moved, Why::Moved(former));
+        } else if !asks(&self.state, moved.home) {
+            self.replay_kept(now, name, moved, former, &Runs::default());
+        }
+    }
+
+    /// Sends a participant again what it may lack after the loss of `former`. At its home that is all that is kept here.
+    /// Others give what they alone are sure to have: the messages of participants here, and those that came from a home
+    /// that its sender has lost as well, be it that its process has started anew since.
+    fn replay_kept(
+        &mut self,
+        now: Instant,
+        name: &RoomName,
+        moved: &Participant,
+        former: NodeId,
+        has: &Runs<'_>,
+    ) {
+        let (state, revision) = (self.state.clone(), self.revision);
+        let room = state.rooms.get(name);
+        let Some(local) = self.rooms.get_mut(name) else {
+            return;
+        };
         let is_here = moved.home == self.node;
+        let is_due = |sent: &Sent| {
+            let message = &sent.message;
+            message.from != moved.sid
+                && message.is_for(&moved.identity)
+                && !has.contain(&message.from, message.sequence)
+        };
         let mut kept: Vec<Sent> = Vec::new();
         for ((origin, boot), cache) in &mut local.moves {
             let has_it_still = boot_of(&state, *origin) == *boot;
+            let mut senders = BTreeMap::new();
             for sent in cache.replay_since(now, moved.joined_at) {
                 let message = &sent.message;
-                let sender = room.and_then(|room| room.participants.get(&message.from_identity));
                 let is_ours = is_here
                     || *origin == self.node
                     || *origin == former
                     || !has_it_still
-                    || sender.is_none_or(|sender| sender.home != *origin);
-                if is_ours {
+                    || *senders.entry(&message.from_identity).or_insert_with(|| {
+                        let sender =
+                            room.and_then(|room| room.participants.get(&message.from_identity));
+                        sender.is_none_or(|sender| sender.home != *origin)
+                    });
+                if is_ours && is_due(sent) {
                     kept.push(sent.clone());
                 }
             }
@@ -129,7 +188,8 @@ impl Rooms {
             let has_it_still =
                 record.is_some_and(|record| record.boot == *boot && !record.state.is_lost());
             if is_here || *origin == former || !has_it_still {
-                kept.extend(cache.replay_since(now, moved.joined_at).cloned());
+                let due = cache.replay_since(now, moved.joined_at);
+                kept.extend(due.filter(|sent| is_due(sent)).cloned());
             }
         }
         let mut again = Again {
@@ -142,14 +202,61 @@ impl Rooms {
         let mut known = BTreeSet::new();
         for sent in &kept {
             let message = &sent.message;
-            let is_due = message.from != moved.sid && message.is_for(&moved.identity);
-            if is_due && known.insert((&message.from, message.sequence)) {
+            if known.insert((&message.from, message.sequence)) {
                 again.send(name, sent, moved, &local.sessions);
             }
         }
-        if is_here && let Some(session) = local.sessions.get_mut(&moved.sid) {
-            session.joined = true;
-            session.since = revision;
+    }
+
+    /// Asks others for what they keep for a participant that is at home here, beside what this node has given it or
+    /// has from a node that does.
+    fn ask(&mut self, name: &RoomName, moved: &Participant, why: Why) {
+        let Some(local) = self.rooms.get(name) else {
+            return;
+        };
+        let again = matches!(why, Why::Moved(_)).then_some(&local.again);
+        let caches = local.moves.iter().chain(again.into_iter().flatten());
+        let caches = caches.filter(|((origin, _), _)| why != Why::Back(*origin));
+        let runs = caches.flat_map(|(_, cache)| cache.runs(RUNS_PER_SENDER));
+        let has = runs.take(RUNS_MAX).map(|(from, first, last)| proto::Run {
+            from: from.0.clone(),
+            first,
+            last,
+        });
+        let (Why::Moved(former) | Why::Lost(former) | Why::Back(former)) = why;
+        let wanted = proto::Wanted {
+            room: name.0.clone(),
+            sid: moved.sid.0.clone(),
+            identity: moved.identity.0.clone(),
+            former: former.0,
+            revision: self.revision.0,
+            has: has.collect(),
+        };
+        for (node, record) in self.state.nodes.iter() {
+            let is_meant = match why {
+                Why::Back(back) => *node == back,
+                Why::Moved(_) | Why::Lost(_) => *node != self.node,
+            };
+            if is_meant && !record.state.is_lost() && asks(&self.state, *node) {
+                let body = Body::Wanted(wanted.clone());
+                let outgoing = Outgoing::new(&self.state, *node, body, true);
+                self.outgoing.push(outgoing);
+            }
+        }
+    }
+
+    /// Another node wants what is kept here for one of its participants.
+    pub(super) fn answer(&mut self, now: Instant, from: NodeId, wanted: &proto::Wanted) {
+        let name = RoomName(wanted.room.clone());
+        let state = Arc::clone(&self.state);
+        let present = state.rooms.get(&name).and_then(|room| {
+            let identity = Identity(wanted.identity.clone());
+            room.participants.get(&identity)
+        });
+        // If it has gone on, its next home asks.
+        if let Some(moved) = present.filter(|p| p.sid.0 == wanted.sid && p.home == from) {
+            let has = Runs::of(&wanted.has);
+            self.replay_kept(now, &name, moved, NodeId(wanted.former), &has);
         }
     }
 
@@ -184,14 +291,62 @@ impl Rooms {
         let Some(known) = before.nodes.get(&node) else {
             return;
         };
-        let has_it_still = state.nodes.get(&node).is_some_and(|record| {
-            record.boot == known.boot && (known.state.is_lost() || !record.state.is_lost())
-        });
-        if has_it_still || node == self.node {
+        if node == self.node {
+            return;
+        }
+        let record = state.nodes.get(&node);
+        let record = record.filter(|record| record.boot == known.boot);
+        let (was_lost, is_lost) = (
+            known.state.is_lost(),
+            record.is_none_or(|record| record.state.is_lost()),
+        );
+        if record.is_some() && was_lost && !is_lost {
+            // It is back with all that it had, and was not asked before.
+            for (name, moved) in self.recently_moved(now) {
+                if moved.home == self.node {
+                    self.ask(&name, &moved, Why::Back(node));
+                }
+            }
+        }
+        if record.is_some() && (was_lost || !is_lost) {
             return;
         }
         self.keep_elsewhere(now, node, before);
-        let origin = (node, known.boot);
+        for (name, moved) in self.recently_moved(now) {
+            let is_here = moved.home == self.node;
+            if is_here || !asks(&state, moved.home) {
+                self.replay_of(now, &name, &moved, (node, known.boot));
+            }
+            if is_here {
+                self.ask(&name, &moved, Why::Lost(node));
+            }
+        }
+    }
+
+    /// Who has moved a moment ago and is still there, by room.
+    fn recently_moved(&self, now: Instant) -> Vec<(RoomName, Arc<Participant>)> {
+        let recently = |at: &Instant| now.saturating_duration_since(*at) < Cache::MOVE_AGE_MAX;
+        let mut found = Vec::new();
+        for (name, local) in &self.rooms {
+            let Some(room) = self.state.rooms.get(name) else {
+                continue;
+            };
+            for (identity, (sid, at)) in &local.moved {
+                let present = room.participants.get(identity);
+                if let Some(present) = present.filter(|p| p.sid == *sid && recently(at)) {
+                    found.push((name.clone(), Arc::clone(present)));
+                }
+            }
+        }
+        found
+    }
+
+    /// Sends a participant again what came from one start of a node.
+    fn replay_of(&mut self, now: Instant, name: &RoomName, moved: &Participant, origin: Origin) {
+        let state = Arc::clone(&self.state);
+        let Some(local) = self.rooms.get_mut(name) else {
+            return;
+        };
         let mut again = Again {
             now,
             node: self.node,
@@ -199,32 +354,12 @@ impl Rooms {
             revision: self.revision,
             outgoing: &mut self.outgoing,
         };
-        for (name, local) in &mut self.rooms {
-            let mut kept: Vec<Sent> = Vec::new();
-            for caches in [&mut local.moves, &mut local.again] {
-                let cache = caches.get_mut(&origin);
-                kept.extend(cache.into_iter().flat_map(|c| c.replay(now)).cloned());
-            }
-            let room = state.rooms.get(name);
-            let moved: Vec<&Arc<Participant>> = local
-                .moved
-                .iter()
-                .filter(|(_, (_, at))| now.saturating_duration_since(*at) < Cache::MOVE_AGE_MAX)
-                .filter_map(|(identity, (sid, _))| {
-                    let present = room?.participants.get(identity);
-                    present.filter(|present| present.sid == *sid)
-                })
-                .collect();
-            for sent in &kept {
+        for caches in [&mut local.moves, &mut local.again] {
+            let cache = caches.get_mut(&origin).into_iter();
+            for sent in cache.flat_map(|cache| cache.replay_since(now, moved.joined_at)) {
                 let message = &sent.message;
-                for moved in &moved {
-                    let is_own = message.from == moved.sid;
-                    if !is_own
-                        && message.is_for(&moved.identity)
-                        && !sent.is_before(moved.joined_at)
-                    {
-                        again.send(name, sent, moved, &local.sessions);
-                    }
+                if message.from != moved.sid && message.is_for(&moved.identity) {
+                    again.send(name, sent, moved, &local.sessions);
                 }
             }
         }
@@ -266,6 +401,33 @@ impl Rooms {
     pub(super) fn origin(&self, node: NodeId) -> Origin {
         (node, boot_of(&self.state, node))
     }
+}
+
+/// Numbers that another node has.
+#[derive(Default)]
+struct Runs<'a>(BTreeMap<&'a str, Vec<(u32, u32)>>);
+
+impl<'a> Runs<'a> {
+    fn of(has: &'a [proto::Run]) -> Self {
+        let mut runs: BTreeMap<&str, Vec<(u32, u32)>> = BTreeMap::new();
+        for run in has {
+            let of_sender = runs.entry(&run.from).or_default();
+            of_sender.push((run.first, run.last));
+        }
+        Self(runs)
+    }
+
+    fn contain(&self, sender: &ParticipantSid, number: u32) -> bool {
+        let runs = self.0.get(&*sender.0).into_iter().flatten();
+        runs.into_iter()
+            .any(|(first, last)| (*first..=*last).contains(&number))
+    }
+}
+
+/// Whether a node asks for what its participants lack. Others are sent all of it.
+fn asks(state: &State, node: NodeId) -> bool {
+    let record = state.nodes.get(&node);
+    record.is_some_and(|record| Formats::of(&record.version).mesh >= VERSION_OF_WANTED)
 }
 
 /// The start of a node that the state knows.

@@ -4,6 +4,7 @@ use super::*;
 use crate::data::DataOut;
 use crate::session::{Claimed, Session};
 use bytes::Bytes;
+use flotilla_model::State;
 use flotilla_model::command::Rehome;
 use flotilla_model::id::{NodeId, ParticipantSid};
 use std::sync::Arc;
@@ -472,4 +473,48 @@ fn only_its_own_client_may_have_a_session() {
     assert!(!may("alice", Some("PA_other"), "room"));
     assert!(!may("bob", None, "room"));
     assert!(!may("alice", None, "another room"));
+}
+
+/// A node wakes up: its log says that somebody has another home, and its session has not heard of it yet.
+#[test]
+fn who_is_at_home_elsewhere_changes_nothing_here_any_more() {
+    let mut world = World::new();
+    let alice = world.enter("alice");
+    let track = world.publish(alice, camera());
+    let session = &world.seats[alice].session;
+    let (room, identity) = (session.room().clone(), session.identity().clone());
+    let unpublish = Command::UnpublishTrack {
+        room: room.clone(),
+        identity: identity.clone(),
+        track,
+    };
+    let leave = Command::Leave {
+        room: room.clone(),
+        identity: identity.clone(),
+        sid: Some(session.sid().clone()),
+        reason: LeaveReason::ClientInitiated,
+        revoke_before: None,
+    };
+    let here = world.state.clone();
+    assert!(!session.comes_late(&unpublish, &here));
+    let present = &here.rooms[&room].participants[&identity];
+    world.command(Command::Rehome {
+        moves: vec![Rehome {
+            room,
+            identity,
+            sid: present.sid.clone(),
+            epoch: present.epoch,
+            home: NodeId(2),
+        }],
+    });
+    let session = &world.seats[alice].session;
+    assert!(session.comes_late(&unpublish, &world.state));
+    assert!(
+        !session.comes_late(&leave, &world.state),
+        "that names the session"
+    );
+    assert!(
+        !session.comes_late(&unpublish, &State::default()),
+        "or who is not there"
+    );
 }

@@ -310,6 +310,29 @@ fn numbers_show_where_the_client_stands() {
 }
 
 #[test]
+fn what_an_sdk_sends_again_behind_a_newer_message_does_not_swallow_that() {
+    let mut link = Link::ready();
+    let standing = link.standing();
+    for number in 1..4 {
+        link.browser.send(STREAM, BINARY, &numbered(number));
+    }
+    link.settle();
+    link.browser.send(STREAM, BINARY, &numbered(4));
+    link.take_over(standing, 3, Duration::from_millis(100));
+    for number in [5, 4] {
+        link.browser.send(STREAM, BINARY, &numbered(number));
+    }
+    link.run(Duration::from_millis(700), |link| link.received.len() == 3);
+    let numbers: Vec<_> = link
+        .received
+        .iter()
+        .map(|(_, message)| message[2])
+        .collect();
+    assert_eq!(numbers, [4, 5, 4]);
+    assert_eq!(link.browser.restarts, 0);
+}
+
+#[test]
 fn packets_out_of_order_are_no_retransmission() {
     let mut link = Link::ready();
     let standing = link.standing();
