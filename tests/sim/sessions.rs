@@ -24,7 +24,7 @@ use crate::bug::Bug;
 use crate::message::{Association, Message};
 use crate::net::End;
 use crate::node::{Failure, Process, Reader, Waiter};
-use crate::time::{Time, ms, secs};
+use crate::time::{Time, secs};
 use crate::witness::Fact;
 use crate::world::{What, World};
 
@@ -195,7 +195,7 @@ impl World {
                     connection,
                     connect,
                 };
-                self.read(id, reader, Some(ms(500)));
+                self.read(id, reader, Some(secs(3)));
             }
         }
     }

@@ -31,8 +31,9 @@ const CLAIM_MAX: Duration = Duration::from_millis(600);
 /// How long those are that are lost by what the log says. A node that the others have given up and that
 /// lives all the same answers at once, and has a path to lend.
 const CLAIM_LOST_MAX: Duration = Duration::from_millis(20);
-/// How long the log's newest state is waited for when the session is not known here.
-const READ_MAX: Duration = Duration::from_millis(500);
+/// How long the log's newest state is waited for when the session is not known here: longer than an election, and not
+/// as long as the 5 s after which SDKs on native code give the answer up. Who has waited in vain joins anew.
+const READ_MAX: Duration = Duration::from_secs(3);
 
 impl Sessions {
     /// The participant whose session this client wants back, if the log has it and the client may.
