@@ -225,10 +225,13 @@ impl Vault {
 #[must_use]
 pub fn last_sequence(replies: &[proto::ClaimReply]) -> u32 {
     let of_room = replies.iter().filter(|reply| reply.in_room);
-    of_room
-        .map(|reply| reply.last_sequence)
-        .min()
-        .unwrap_or_default()
+    let least = of_room.map(|reply| reply.last_sequence).min();
+    // Nobody can say what the room has. That the client has sent something may be known all the same, and the first
+    // of it is with whoever knows. JavaScript's SDK takes 0 for no answer, and does not send what it held back.
+    least.unwrap_or_else(|| {
+        let known = replies.iter().map(|reply| reply.last_sequence).max();
+        known.unwrap_or_default().min(1)
+    })
 }
 
 /// The reply of the newest epoch among those that have what is looked for: older homes and standbys
@@ -427,6 +430,9 @@ mod tests {
         assert_eq!(newest(&replies, |_| true).map(|reply| reply.epoch), Some(6));
         assert_eq!(last_sequence(&replies), 7);
         assert_eq!(last_sequence(&[]), 0);
+        let alone = [reply(6, b"", false, 92), reply(5, b"", false, 0)];
+        assert_eq!(last_sequence(&alone), 1, "from the second on");
+        assert_eq!(last_sequence(&alone[1..]), 0, "it may have sent nothing");
     }
 
     #[test]
