@@ -345,21 +345,18 @@ impl Session {
     /// refuses it ([`Rejection::StaleEpoch`]).
     #[must_use]
     pub fn comes_late(&self, command: &Command, state: &State) -> bool {
-        let is_of_home = matches!(
+        // These say themselves which session or home they mean.
+        let is_checked = matches!(
             command,
-            Command::Activate { .. }
-                | Command::UpdateParticipant { .. }
-                | Command::PublishTrack { .. }
-                | Command::UpdateTrack { .. }
-                | Command::UnpublishTrack { .. }
-                | Command::SetTrackMuted { .. }
-                | Command::UpdateSubscriptions { .. }
-                | Command::SetSubscriptionPermission { .. }
+            Command::Join(_)
+                | Command::Leave { .. }
+                | Command::Depart { .. }
+                | Command::Rehome { .. }
         );
         let core = &self.core;
         let room = state.rooms.get(&core.room);
         let present = room.and_then(|room| room.participants.get(&core.identity));
-        is_of_home && present.is_some_and(|p| p.sid == core.sid && p.home != core.config.node)
+        !is_checked && present.is_some_and(|p| p.sid == core.sid && p.home != core.config.node)
     }
 
     /// The participant's sid.

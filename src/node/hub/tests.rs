@@ -545,25 +545,30 @@ fn data_sent(rooms: &mut Rooms) -> Vec<(NodeId, u32, String)> {
     data.collect()
 }
 
-/// Hands what was asked for to another node. Who was asked.
-fn ask(asks: &mut Rooms, from: u64, asked: &mut [(u64, &mut Rooms)]) -> Vec<NodeId> {
+/// Hands what a node sends to those others that are here, if it is wanted. To whom it went, or would have.
+fn hand_over(
+    from: u64,
+    sender: &mut Rooms,
+    others: &mut [(u64, &mut Rooms)],
+    is_wanted: impl Fn(&Body) -> bool,
+) -> Vec<NodeId> {
     let mut nodes = Vec::new();
-    for out in asks.take_outgoing() {
-        let Body::Wanted(wanted) = out.body else {
+    for out in sender.take_outgoing() {
+        if !is_wanted(&out.body) {
             continue;
-        };
+        }
         nodes.push(out.to);
-        for (node, rooms) in asked.iter_mut() {
-            if NodeId(*node) == out.to {
-                let inbound = Inbound {
-                    from: NodeId(from),
-                    body: Body::Wanted(wanted.clone()),
-                };
-                rooms.receive(Instant::now(), inbound);
-            }
+        if let Some((_, rooms)) = others.iter_mut().find(|(id, _)| NodeId(*id) == out.to) {
+            let (from, body) = (NodeId(from), out.body);
+            rooms.receive(Instant::now(), Inbound { from, body });
         }
     }
     nodes
+}
+
+/// Hands over what a node asks for.
+fn ask(from: u64, asks: &mut Rooms, asked: &mut [(u64, &mut Rooms)]) -> Vec<NodeId> {
+    hand_over(from, asks, asked, |body| matches!(body, Body::Wanted(_)))
 }
 
 /// Ben is taken over by node 2, where cleo is; anna, at node 1, has said something to all, and to him.
@@ -582,22 +587,13 @@ async fn a_new_home_asks_for_what_it_lacks() {
             let to: &[&str] = if number == 3 { &["ben"] } else { &[] };
             one.distribute(now, &"r".into(), message("anna", number, to), None);
         }
-        for out in one.take_outgoing() {
-            // The last message is still on its way.
-            let Body::Data(data) = out.body else { continue };
-            let rooms = if out.to == NodeId(2) {
-                &mut two
-            } else {
-                &mut three
-            };
-            if data.sequence < 5 {
-                let inbound = Inbound {
-                    from: NodeId(1),
-                    body: Body::Data(data),
-                };
-                rooms.receive(now, inbound);
-            }
-        }
+        // The last message is still on its way.
+        hand_over(
+            1,
+            &mut one,
+            &mut [(2, &mut two), (3, &mut three)],
+            |body| matches!(body, Body::Data(data) if data.sequence < 5),
+        );
         let moves = vec![world.to("ben", 2)];
         let moved = world.apply(Command::Rehome { moves });
         two.pass_on(now, &moved);
@@ -610,7 +606,7 @@ async fn a_new_home_asks_for_what_it_lacks() {
             let moves = vec![world.to("ben", 3)];
             one.pass_on(now, &world.apply(Command::Rehome { moves }));
         }
-        let asked = ask(&mut two, 2, &mut [(1, &mut one), (3, &mut three)]);
+        let asked = ask(2, &mut two, &mut [(1, &mut one), (3, &mut three)]);
         assert_eq!(asked, [NodeId(1), NodeId(3)]);
         if is_ahead {
             assert_eq!(
@@ -664,22 +660,14 @@ async fn when_a_home_is_lost_the_others_are_asked_for_what_came_from_it() {
     world.apply(Command::Rehome { moves });
     let [mut one, mut two, mut three] = [1, 2, 3].map(|id| world.rooms_at(NodeId(id)));
     one.distribute(now, &"r".into(), message("anna", 1, &[]), None);
-    for out in one.take_outgoing() {
-        if let Body::Data(data) = out.body {
-            let inbound = Inbound {
-                from: NodeId(1),
-                body: Body::Data(data),
-            };
-            two.receive(now, inbound);
-        }
-    }
+    hand_over(1, &mut one, &mut [(2, &mut two)], |_| true);
     let moves = vec![world.to("ben", 3)];
     let moved = world.apply(Command::Rehome { moves });
     for rooms in [&mut two, &mut three] {
         rooms.pass_on(now, &moved);
     }
     // What ben had was with node 1, as was anna, so node 2 has to give it.
-    let asked = ask(&mut three, 3, &mut [(2, &mut two)]);
+    let asked = ask(3, &mut three, &mut [(2, &mut two)]);
     assert_eq!(asked, [NodeId(1), NodeId(2)]);
     assert_eq!(data_sent(&mut two), [(NodeId(3), 1, "PA_ben".to_owned())]);
     let lost = world.apply(Command::NodeLost {
@@ -691,7 +679,7 @@ async fn when_a_home_is_lost_the_others_are_asked_for_what_came_from_it() {
         rooms.pass_on(now, &lost);
     }
     assert_eq!(data_sent(&mut two), []);
-    let asked = ask(&mut three, 3, &mut [(2, &mut two)]);
+    let asked = ask(3, &mut three, &mut [(2, &mut two)]);
     let asked = BTreeSet::from_iter(asked);
     assert_eq!(
         asked,

@@ -221,13 +221,13 @@ impl Vault {
     }
 }
 
-/// Highest number of a client's reliable messages that every node of the room has, by what they say.
+/// Highest number of a client's reliable messages that every node of the room has, by what they say. If none can say so,
+/// 1 for a client that has sent something, 0 for one that may have sent nothing.
 #[must_use]
 pub fn last_sequence(replies: &[proto::ClaimReply]) -> u32 {
     let of_room = replies.iter().filter(|reply| reply.in_room);
     let least = of_room.map(|reply| reply.last_sequence).min();
-    // Nobody can say what the room has. That the client has sent something may be known all the same, and the first
-    // of it is with whoever knows. JavaScript's SDK takes 0 for no answer, and does not send what it held back.
+    // The first message is with whoever knows that the client has sent something. JavaScript's SDK takes 0 for no answer, and does not send what it held back.
     least.unwrap_or_else(|| {
         let known = replies.iter().map(|reply| reply.last_sequence).max();
         known.unwrap_or_default().min(1)

@@ -15,7 +15,7 @@ use flotilla_model::State;
 use flotilla_model::cluster::Formats;
 use flotilla_model::id::{BootId, Identity, NodeId, ParticipantSid, Revision, RoomName};
 use flotilla_model::participant::Participant;
-use flotilla_signal::data::{Cache, Sent};
+use flotilla_signal::data::{Cache, DataOut, Sent};
 
 use super::{LocalSession, Outgoing, Rooms, to_proto};
 use crate::mesh::{Body, VERSION_OF_WANTED, proto};
@@ -126,17 +126,17 @@ impl Rooms {
         local
             .moved
             .insert(moved.identity.clone(), (moved.sid.clone(), now));
-        if is_here {
+        if is_here || !asks(&self.state, moved.home) {
             self.replay_kept(now, name, moved, former, &Runs::default());
-            if let Some(local) = self.rooms.get_mut(name)
-                && let Some(session) = local.sessions.get_mut(&moved.sid)
-            {
+        }
+        if is_here {
+            let local = self.rooms.get_mut(name);
+            let session = local.and_then(|local| local.sessions.get_mut(&moved.sid));
+            if let Some(session) = session {
                 session.joined = true;
                 session.since = self.revision;
             }
             self.ask(name, moved, Why::Moved(former));
-        } else if !asks(&self.state, moved.home) {
-            self.replay_kept(now, name, moved, former, &Runs::default());
         }
     }
 
@@ -159,25 +159,19 @@ impl Rooms {
         let is_here = moved.home == self.node;
         let is_due = |sent: &Sent| {
             let message = &sent.message;
-            message.from != moved.sid
-                && message.is_for(&moved.identity)
-                && !has.contain(&message.from, message.sequence)
+            is_for(message, moved) && !has.contain(&message.from, message.sequence)
         };
         let mut kept: Vec<Sent> = Vec::new();
         for ((origin, boot), cache) in &mut local.moves {
             let has_it_still = boot_of(&state, *origin) == *boot;
-            let mut senders = BTreeMap::new();
             for sent in cache.replay_since(now, moved.joined_at) {
                 let message = &sent.message;
+                let sender = room.and_then(|room| room.participants.get(&message.from_identity));
                 let is_ours = is_here
                     || *origin == self.node
                     || *origin == former
                     || !has_it_still
-                    || *senders.entry(&message.from_identity).or_insert_with(|| {
-                        let sender =
-                            room.and_then(|room| room.participants.get(&message.from_identity));
-                        sender.is_none_or(|sender| sender.home != *origin)
-                    });
+                    || sender.is_none_or(|sender| sender.home != *origin);
                 if is_ours && is_due(sent) {
                     kept.push(sent.clone());
                 }
@@ -295,21 +289,15 @@ impl Rooms {
             return;
         }
         let record = state.nodes.get(&node);
-        let record = record.filter(|record| record.boot == known.boot);
-        let (was_lost, is_lost) = (
-            known.state.is_lost(),
-            record.is_none_or(|record| record.state.is_lost()),
-        );
-        if record.is_some() && was_lost && !is_lost {
-            // It is back with all that it had, and was not asked before.
-            for (name, moved) in self.recently_moved(now) {
-                if moved.home == self.node {
-                    self.ask(&name, &moved, Why::Back(node));
+        match record.filter(|record| record.boot == known.boot) {
+            Some(record) if known.state.is_lost() => {
+                if !record.state.is_lost() {
+                    self.ask_back(now, node);
                 }
+                return;
             }
-        }
-        if record.is_some() && (was_lost || !is_lost) {
-            return;
+            Some(record) if !record.state.is_lost() => return,
+            _ => {}
         }
         self.keep_elsewhere(now, node, before);
         for (name, moved) in self.recently_moved(now) {
@@ -319,6 +307,15 @@ impl Rooms {
             }
             if is_here {
                 self.ask(&name, &moved, Why::Lost(node));
+            }
+        }
+    }
+
+    /// A node is back with all that it had, and was not asked while it was lost.
+    fn ask_back(&mut self, now: Instant, node: NodeId) {
+        for (name, moved) in self.recently_moved(now) {
+            if moved.home == self.node {
+                self.ask(&name, &moved, Why::Back(node));
             }
         }
     }
@@ -357,8 +354,7 @@ impl Rooms {
         for caches in [&mut local.moves, &mut local.again] {
             let cache = caches.get_mut(&origin).into_iter();
             for sent in cache.flat_map(|cache| cache.replay_since(now, moved.joined_at)) {
-                let message = &sent.message;
-                if message.from != moved.sid && message.is_for(&moved.identity) {
+                if is_for(&sent.message, moved) {
                     again.send(name, sent, moved, &local.sessions);
                 }
             }
@@ -422,6 +418,11 @@ impl<'a> Runs<'a> {
         runs.into_iter()
             .any(|(first, last)| (*first..=*last).contains(&number))
     }
+}
+
+/// Whether a message is meant for a participant, and not its own.
+fn is_for(message: &DataOut, to: &Participant) -> bool {
+    message.from != to.sid && message.is_for(&to.identity)
 }
 
 /// Whether a node asks for what its participants lack. Others are sent all of it.

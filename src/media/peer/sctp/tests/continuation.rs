@@ -70,6 +70,13 @@ impl Link {
         }
     }
 
+    /// The same as LiveKit's clients number them.
+    fn say_numbered(&mut self, numbers: impl IntoIterator<Item = u8>) {
+        for number in numbers {
+            self.browser.send(STREAM, BINARY, &numbered(number));
+        }
+    }
+
     fn heard(&self) -> Vec<u8> {
         let messages = self.received.iter();
         messages
@@ -296,12 +303,9 @@ fn numbered(number: u8) -> [u8; 3] {
 fn numbers_show_where_the_client_stands() {
     let mut link = Link::ready();
     let standing = link.standing();
-    for number in 1..4 {
-        link.browser.send(STREAM, BINARY, &numbered(number));
-    }
+    link.say_numbered(1..4);
     link.settle();
-    link.browser.send(STREAM, BINARY, &numbered(4));
-    link.browser.send(STREAM, BINARY, &numbered(5));
+    link.say_numbered(4..6);
     link.take_over(standing, 3, Duration::from_millis(100));
     // The first repetition is enough, though no TSN has come twice.
     link.run(Duration::from_millis(700), |link| link.received.len() == 2);
@@ -313,15 +317,11 @@ fn numbers_show_where_the_client_stands() {
 fn what_an_sdk_sends_again_behind_a_newer_message_does_not_swallow_that() {
     let mut link = Link::ready();
     let standing = link.standing();
-    for number in 1..4 {
-        link.browser.send(STREAM, BINARY, &numbered(number));
-    }
+    link.say_numbered(1..4);
     link.settle();
-    link.browser.send(STREAM, BINARY, &numbered(4));
+    link.say_numbered(4..5);
     link.take_over(standing, 3, Duration::from_millis(100));
-    for number in [5, 4] {
-        link.browser.send(STREAM, BINARY, &numbered(number));
-    }
+    link.say_numbered([5, 4]);
     link.run(Duration::from_millis(700), |link| link.received.len() == 3);
     let numbers: Vec<_> = link
         .received
