@@ -1,7 +1,7 @@
 //! Reliable messages: each arrives once and in order at everybody who is there, unless its sender was told
 //! that it could not be sent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Opinion;
 
@@ -51,6 +51,14 @@ pub(crate) fn count(received: &Received) -> Counts {
     counts
 }
 
+/// Up to ten numbers that did not come.
+fn missing(received: &Received, from: u64, to: u64) -> String {
+    let seen: BTreeSet<u64> = received.numbers.iter().copied().collect();
+    let missing = (from..=to).filter(|number| !seen.contains(number));
+    let first: Vec<String> = missing.take(10).map(|number| number.to_string()).collect();
+    first.join(", ")
+}
+
 /// Judges all streams; where losses are allowed, they are only counted.
 pub(crate) fn judge(all: &[Received], losses_allowed: bool) -> Opinion {
     let mut opinion = Opinion::new("reliable data");
@@ -76,8 +84,10 @@ pub(crate) fn judge(all: &[Received], losses_allowed: bool) -> Opinion {
             && !losses_allowed
         {
             opinion.violated(format!(
-                "{}: {} of the messages {from} to {to} never came",
-                received.stream, counts.lost
+                "{}: {} of the messages {from} to {to} never came, the first of them {}",
+                received.stream,
+                counts.lost,
+                missing(received, from, to)
             ));
         }
     }

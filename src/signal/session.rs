@@ -308,7 +308,8 @@ impl Session {
                         flow
                     }
                 },
-                Phase::Leaving(_) | Phase::Ended(_) => Flow::Stay,
+                Phase::Leaving(leaving) => leaving.handle(&self.core, &other),
+                Phase::Ended(_) => Flow::Stay,
             },
         };
         self.follow(flow);

@@ -94,7 +94,7 @@ impl World {
 
     fn cut(&mut self, ways: Vec<(End, End)>) -> Undo {
         for (from, to) in &ways {
-            self.net.cut(*from, *to);
+            self.net.cut(self.now, *from, *to);
         }
         Undo::Mend(ways)
     }
@@ -279,7 +279,7 @@ impl World {
             let ways = ways.clone();
             for (from, to) in ways {
                 if on {
-                    self.net.cut(from, to);
+                    self.net.cut(self.now, from, to);
                 } else {
                     self.net.mend(from, to);
                 }

@@ -1,7 +1,8 @@
 //! The network: delays, losses and cuts between nodes and clients.
 //!
 //! Datagrams may be lost, doubled and overtake each other. Streams are ordered; what a cut or a loss
-//! holds up comes later, in order, as TCP and SCTP do it. Cuts are directed.
+//! holds up comes later, in order, as TCP and SCTP do it. Cuts are directed, but what is carried by TCP or SCTP goes
+//! on without answers only for as long as a window lasts.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -36,6 +37,9 @@ pub struct Weather {
 
 /// Longest time that a datagram wanders about.
 const LATE_MAX: u64 = ms(3_000);
+/// How long TCP sends on while the way back is cut: the first window is ten segments, the first timeout 200 ms
+/// (RFC 6928, RFC 6298); small messages leave as a segment each.
+const WINDOW: u64 = ms(500);
 
 /// As it is without faults.
 pub const CLEAR: Weather = Weather {
@@ -53,12 +57,19 @@ struct Stream {
     flush_due: bool,
 }
 
+/// Cuts of a way.
+#[derive(Clone, Copy, Debug)]
+struct Cut {
+    count: u32,
+    since: Time,
+}
+
 /// The network.
 #[derive(Debug)]
 pub struct Net {
     /// At present.
     pub weather: Weather,
-    cut: BTreeMap<(End, End), u32>,
+    cut: BTreeMap<(End, End), Cut>,
     streams: BTreeMap<Lane, Stream>,
     /// Those that were closed with something held: nothing comes out of them any more.
     broken: BTreeSet<Lane>,
@@ -80,15 +91,19 @@ impl Default for Net {
 
 impl Net {
     /// Cuts a way; cuts of several faults add up.
-    pub fn cut(&mut self, from: End, to: End) {
-        *self.cut.entry((from, to)).or_default() += 1;
+    pub fn cut(&mut self, now: Time, from: End, to: End) {
+        let since = Cut {
+            count: 0,
+            since: now,
+        };
+        self.cut.entry((from, to)).or_insert(since).count += 1;
     }
 
     /// Takes one cut back.
     pub fn mend(&mut self, from: End, to: End) {
-        if let Some(count) = self.cut.get_mut(&(from, to)) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(cut) = self.cut.get_mut(&(from, to)) {
+            cut.count -= 1;
+            if cut.count == 0 {
                 self.cut.remove(&(from, to));
             }
         }
@@ -103,6 +118,13 @@ impl Net {
     #[must_use]
     pub fn is_cut(&self, from: End, to: End) -> bool {
         !self.cut.is_empty() && self.cut.contains_key(&(from, to))
+    }
+
+    /// Whether nothing passes of what has to be acknowledged.
+    #[must_use]
+    pub fn is_stalled(&self, now: Time, from: End, to: End) -> bool {
+        let unanswered = |cut: &Cut| now - cut.since >= WINDOW;
+        self.is_cut(from, to) || self.cut.get(&(to, from)).is_some_and(unanswered)
     }
 
     /// Whether nothing is cut.
@@ -161,13 +183,13 @@ impl Net {
     }
 
     /// A message arrives at a way that has been cut meanwhile, or behind held ones: it waits, too.
-    pub fn hold(&mut self, lane: Lane, message: Message) -> Option<Message> {
+    pub fn hold(&mut self, now: Time, lane: Lane, message: Message) -> Option<Message> {
         if self.broken.contains(&lane) {
             return None;
         }
-        let is_cut = self.is_cut(lane.0, lane.1);
+        let is_stalled = self.is_stalled(now, lane.0, lane.1);
         let stream = self.streams.entry(lane).or_default();
-        if is_cut || !stream.held.is_empty() {
+        if is_stalled || !stream.held.is_empty() {
             stream.held.push_back(message);
             None
         } else {
@@ -176,26 +198,28 @@ impl Net {
     }
 
     /// Streams whose way is free again and that hold something; each is to be flushed once.
-    pub fn freed(&mut self) -> Vec<Lane> {
-        let cut: BTreeSet<(End, End)> = self.cut.keys().copied().collect();
-        let mut freed = Vec::new();
-        for (lane, stream) in &mut self.streams {
-            if !stream.held.is_empty() && !stream.flush_due && !cut.contains(&(lane.0, lane.1)) {
+    pub fn freed(&mut self, now: Time) -> Vec<Lane> {
+        let waits = |(lane, stream): (&Lane, &Stream)| {
+            let is_due = !stream.held.is_empty() && !stream.flush_due;
+            (is_due && !self.is_stalled(now, lane.0, lane.1)).then_some(*lane)
+        };
+        let freed: Vec<Lane> = self.streams.iter().filter_map(waits).collect();
+        for lane in &freed {
+            if let Some(stream) = self.streams.get_mut(lane) {
                 stream.flush_due = true;
-                freed.push(*lane);
             }
         }
         freed
     }
 
     /// What a stream held, in order; empty if the way is cut again.
-    pub fn flush(&mut self, lane: Lane) -> Vec<Message> {
-        let is_cut = self.is_cut(lane.0, lane.1);
+    pub fn flush(&mut self, now: Time, lane: Lane) -> Vec<Message> {
+        let is_stalled = self.is_stalled(now, lane.0, lane.1);
         let Some(stream) = self.streams.get_mut(&lane) else {
             return Vec::new();
         };
         stream.flush_due = false;
-        if is_cut {
+        if is_stalled {
             return Vec::new();
         }
         stream.held.drain(..).collect()

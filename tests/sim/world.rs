@@ -290,7 +290,7 @@ impl World {
             What::Arrive(from, to, lane, message) => self.arrive(from, to, lane, *message),
             What::Carried(from, via, to, message) => self.carried(from, via, to, *message),
             What::Flush(lane) => {
-                for message in self.net.flush(lane) {
+                for message in self.net.flush(self.now, lane) {
                     self.arrive(lane.0, lane.1, Some(lane.2), message);
                 }
             }
@@ -335,7 +335,7 @@ impl World {
 
     /// Streams that are free again go on after a while.
     pub fn free_streams(&mut self) {
-        for lane in self.net.freed() {
+        for lane in self.net.freed(self.now) {
             let wait = self.rng.range(ms(5), ms(300));
             self.after(wait, What::Flush(lane));
         }
@@ -343,11 +343,17 @@ impl World {
 
     fn arrive(&mut self, from: End, to: End, lane: Option<u64>, message: Message) {
         let message = match lane {
-            Some(lane) => match self.net.hold((from, to, lane), message) {
+            Some(lane) => match self.net.hold(self.now, (from, to, lane), message) {
                 Some(message) => message,
                 None => return,
             },
             None if self.net.is_cut(from, to) => return,
+            // Consensus goes over TCP, too; what is late is sent anew there.
+            None if matches!(message, Message::Raft(_))
+                && self.net.is_stalled(self.now, from, to) =>
+            {
+                return;
+            }
             None => message,
         };
         match to {

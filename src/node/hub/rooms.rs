@@ -355,15 +355,16 @@ impl Rooms {
         self.rooms.values().map(|room| room.sessions.len()).sum()
     }
 
-    /// Whether a session is here whose participant has another home.
+    /// Whether a session is here whose participant has another home, or has been in the room and is no longer.
     #[must_use]
     pub fn has_strays(&self, state: &State) -> bool {
         self.rooms.iter().any(|(name, local)| {
             let present = state.rooms.get(name).map(|room| &room.participants);
             local.sessions.iter().any(|(sid, session)| {
-                present
+                let own = present
                     .and_then(|present| present.get(&session.identity))
-                    .is_some_and(|present| present.sid == *sid && present.home != self.node)
+                    .filter(|present| present.sid == *sid);
+                own.map_or(session.joined, |own| own.home != self.node)
             })
         })
     }

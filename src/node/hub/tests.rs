@@ -535,6 +535,32 @@ async fn who_has_come_back_is_a_stray_in_an_older_state_only() {
     assert!(world.hub.has_strays(&older));
 }
 
+#[tokio::test]
+async fn who_has_left_is_a_stray_until_the_session_ends_and_who_joins_is_none() {
+    let mut world = World::new();
+    let _outlet = world.join("alice");
+    let present = world.state.clone();
+    assert!(!world.hub.has_strays(&present));
+    world.apply(Command::Leave {
+        room: "r".into(),
+        identity: "alice".into(),
+        sid: None,
+        reason: LeaveReason::ClientInitiated,
+        revoke_before: None,
+    });
+    assert!(world.hub.has_strays(&world.state));
+    world.hub.unregister(&"r".into(), &"PA_alice".into());
+    assert!(!world.hub.has_strays(&world.state));
+    let (inbox, _outlet) = Inbox::new();
+    world
+        .hub
+        .register(&"r".into(), &"PA_bob".into(), &"bob".into(), &inbox);
+    assert!(
+        !world.hub.has_strays(&world.state),
+        "the join is on its way"
+    );
+}
+
 /// Data of outgoing bodies: to whom, number, and for whom alone.
 fn data_sent(rooms: &mut Rooms) -> Vec<(NodeId, u32, String)> {
     let outgoing = rooms.take_outgoing().into_iter();
@@ -623,7 +649,8 @@ async fn a_new_home_asks_for_what_it_lacks() {
             vec![to_ben(3), to_ben(5)]
         };
         assert_eq!(data_sent(&mut one), expected, "{is_ahead} {goes_on}");
-        assert_eq!(data_sent(&mut three), [], "it was never anna's home");
+        // The former home gives what it has, too: it cannot know whether anna's still answers.
+        assert_eq!(data_sent(&mut three), [to_ben(3)]);
     }
 }
 
@@ -688,6 +715,31 @@ async fn when_a_home_is_lost_the_others_are_asked_for_what_came_from_it() {
     );
     let to_ben = (NodeId(3), 1, "PA_ben".to_owned());
     assert!(data_sent(&mut two).contains(&to_ben));
+}
+
+/// Anna's home is silent, which the log does not say yet, when ben leaves a home that had not sent him her last message.
+#[tokio::test]
+async fn a_former_home_that_is_asked_gives_what_came_from_others() {
+    let now = Instant::now();
+    let mut world = World::new();
+    for name in ["anna", "ben", "cleo"] {
+        let _ = world.join(name);
+    }
+    let moves = vec![world.to("ben", 2), world.to("cleo", 3)];
+    world.apply(Command::Rehome { moves });
+    let [mut one, mut two, mut three] = [1, 2, 3].map(|id| world.rooms_at(NodeId(id)));
+    one.distribute(now, &"r".into(), message("anna", 1, &[]), None);
+    hand_over(1, &mut one, &mut [(2, &mut two), (3, &mut three)], |_| true);
+    one.distribute(now, &"r".into(), message("anna", 2, &[]), None);
+    hand_over(1, &mut one, &mut [(2, &mut two)], |_| true);
+    let moves = vec![world.to("ben", 3)];
+    let moved = world.apply(Command::Rehome { moves });
+    for rooms in [&mut two, &mut three] {
+        rooms.pass_on(now, &moved);
+    }
+    let asked = ask(3, &mut three, &mut [(2, &mut two)]);
+    assert_eq!(asked, [NodeId(1), NodeId(2)]);
+    assert_eq!(data_sent(&mut two), [(NodeId(3), 2, "PA_ben".to_owned())]);
 }
 
 /// Everybody is at node 1, which dies with what is on its way to its clients.

@@ -13,7 +13,7 @@ use proto::signal_response::Message;
 use super::core::{Core, Flow};
 use super::live::Live;
 use super::proposals::Purpose;
-use super::{Output, Phase, Session};
+use super::{Input, Output, Phase, Session};
 use crate::connect::HttpError;
 
 /// So long a client is left alone after a resume. SDKs consider one under way until the media has been up
@@ -26,6 +26,8 @@ pub const RESUME_SETTLE: Duration = Duration::from_secs(5);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Leaving {
     pub(super) reason: LeaveReason,
+    /// Whether the participant has been in the room; a join without an answer may still come.
+    was_in: bool,
 }
 
 impl Leaving {
@@ -53,7 +55,8 @@ impl Leaving {
             },
         };
         core.propose(command, Purpose::Leave);
-        Self { reason }
+        let was_in = epoch.is_some();
+        Self { reason, was_in }
     }
 
     pub(super) fn handle_event(self, core: &Core, change: &RoomEvent) -> Flow {
@@ -62,6 +65,20 @@ impl Leaving {
                 Flow::End(self.reason)
             }
             _ => Flow::Stay,
+        }
+    }
+
+    /// After a gap of the feed the departure may be over: somebody else has said it, or the client has joined anew.
+    pub(super) fn handle(self, core: &Core, input: &Input<'_>) -> Flow {
+        let Input::Snapshot { room } = input else {
+            return Flow::Stay;
+        };
+        let present = room.and_then(|room| room.participants.get(&core.identity));
+        let is_in = present.is_some_and(|present| present.sid == core.sid);
+        if self.was_in && !is_in {
+            Flow::End(self.reason)
+        } else {
+            Flow::Stay
         }
     }
 }

@@ -123,7 +123,7 @@ impl Wish {
                     size => size,
                 };
                 // Sizes are rounded to even numbers on the way.
-                size + 2 >= wanted
+                size.saturating_add(2) >= wanted
             })
             .map_or(Quality::High, |layer| layer.quality)
     }

@@ -127,7 +127,7 @@ impl Rooms {
             .moved
             .insert(moved.identity.clone(), (moved.sid.clone(), now));
         if is_here || !asks(&self.state, moved.home) {
-            self.replay_kept(now, name, moved, former, &Runs::default());
+            self.replay_kept(now, name, moved, former, None);
         }
         if is_here {
             let local = self.rooms.get_mut(name);
@@ -142,14 +142,15 @@ impl Rooms {
 
     /// Sends a participant again what it may lack after the loss of `former`. At its home that is all that is kept here.
     /// Others give what they alone are sure to have: the messages of participants here, and those that came from a home
-    /// that its sender has lost as well, be it that its process has started anew since.
+    /// that its sender has lost as well, be it that its process has started anew since. A former home that is asked gives all
+    /// that is kept there: the participant may not have got it, and a sender's home may be silent without being lost yet.
     fn replay_kept(
         &mut self,
         now: Instant,
         name: &RoomName,
         moved: &Participant,
         former: NodeId,
-        has: &Runs<'_>,
+        has: Option<&Runs<'_>>,
     ) {
         let (state, revision) = (self.state.clone(), self.revision);
         let room = state.rooms.get(name);
@@ -157,9 +158,11 @@ impl Rooms {
             return;
         };
         let is_here = moved.home == self.node;
+        let gives_all = is_here || (has.is_some() && former == self.node);
         let is_due = |sent: &Sent| {
             let message = &sent.message;
-            is_for(message, moved) && !has.contain(&message.from, message.sequence)
+            let is_there = has.is_some_and(|has| has.contain(&message.from, message.sequence));
+            is_for(message, moved) && !is_there
         };
         let mut kept: Vec<Sent> = Vec::new();
         for ((origin, boot), cache) in &mut local.moves {
@@ -167,7 +170,7 @@ impl Rooms {
             for sent in cache.replay_since(now, moved.joined_at) {
                 let message = &sent.message;
                 let sender = room.and_then(|room| room.participants.get(&message.from_identity));
-                let is_ours = is_here
+                let is_ours = gives_all
                     || *origin == self.node
                     || *origin == former
                     || !has_it_still
@@ -181,7 +184,7 @@ impl Rooms {
             let record = state.nodes.get(origin);
             let has_it_still =
                 record.is_some_and(|record| record.boot == *boot && !record.state.is_lost());
-            if is_here || *origin == former || !has_it_still {
+            if gives_all || *origin == former || !has_it_still {
                 let due = cache.replay_since(now, moved.joined_at);
                 kept.extend(due.filter(|sent| is_due(sent)).cloned());
             }
@@ -250,7 +253,7 @@ impl Rooms {
         // If it has gone on, its next home asks.
         if let Some(moved) = present.filter(|p| p.sid.0 == wanted.sid && p.home == from) {
             let has = Runs::of(&wanted.has);
-            self.replay_kept(now, &name, moved, NodeId(wanted.former), &has);
+            self.replay_kept(now, &name, moved, NodeId(wanted.former), Some(&has));
         }
     }
 
@@ -400,7 +403,6 @@ impl Rooms {
 }
 
 /// Numbers that another node has.
-#[derive(Default)]
 struct Runs<'a>(BTreeMap<&'a str, Vec<(u32, u32)>>);
 
 impl<'a> Runs<'a> {

@@ -527,3 +527,45 @@ fn a_simulated_speech_begins_and_ends() {
         if response.reason() == Reason::UnsupportedType)
     );
 }
+
+#[test]
+fn a_departure_that_happened_in_a_gap_of_the_events_is_over() {
+    let mut world = World::new();
+    let alice = world.enter("alice");
+    world.enter("bob");
+    world.minority = true;
+    world.ask(alice, Asked::Leave(proto::LeaveRequest::default()));
+    let room = std::sync::Arc::clone(world.room());
+    world.input(alice, Input::Snapshot { room: Some(&room) });
+    assert_eq!(world.seats[alice].closed, [Close::Signal], "still in");
+    let mut without = (*room).clone();
+    without.participants.remove(&Identity("alice".to_owned()));
+    let without = std::sync::Arc::new(without);
+    world.input(
+        alice,
+        Input::Snapshot {
+            room: Some(&without),
+        },
+    );
+    assert!(matches!(
+        world.seats[alice].closed[..],
+        [Close::Signal, Close::Session { .. }]
+    ));
+}
+
+#[test]
+fn a_join_without_an_answer_is_undone_though_a_gap_of_the_events_does_not_show_it() {
+    let mut world = World::new();
+    world.enter("bob");
+    world.minority = true;
+    let alice = world.begin_join(claims("alice"), parameters(true));
+    let now = world.now;
+    world.seats[alice].session.handle(now, Input::Shutdown);
+    let room = std::sync::Arc::clone(world.room());
+    world.input(alice, Input::Snapshot { room: Some(&room) });
+    assert_eq!(world.seats[alice].closed, []);
+    world.minority = false;
+    world.advance(Duration::from_secs(1));
+    assert_eq!(world.room().participants.len(), 1);
+    assert_eq!(world.seats[alice].closed.len(), 1);
+}
