@@ -43,6 +43,7 @@ for name in "${names[@]}"; do
             -print_final_stats=1 -verbosity=1 >&3 2>&1; } 2>&1) || { failed=1; break; }; } 3>&1
         spent=$((spent + ${used%.*} + 1))
     done
-    echo "== $name: ${spent} s of processor time, $(ls "artifacts/$name" | wc -l) crashes on record"
+    crashes=$(find "artifacts/$name" -name 'crash-*' -o -name 'oom-*' -o -name 'timeout-*' | wc -l)
+    echo "== $name: $spent s of processor time, $crashes crashes on record"
 done
 exit $failed

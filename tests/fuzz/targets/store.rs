@@ -114,6 +114,20 @@ async fn play(mut draw: Draw<'_>) {
     tamper(&mut draw, &disk, &seen).await;
 }
 
+/// Letters that no other entry has. A sector that two torn records have in common would make either of them whole,
+/// which does no harm, but is not what is looked for here.
+fn filler(of: u64, size: usize) -> String {
+    let mut random = of;
+    let letters = std::iter::repeat_with(|| {
+        // Knuth's MMIX generator.
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        char::from(b'a' + (random >> 60) as u8)
+    });
+    letters.take(size).collect()
+}
+
 /// One thing; whether to go on with the same store.
 async fn operation(
     draw: &mut Draw<'_>,
@@ -133,7 +147,8 @@ async fn operation(
             let first = after.last() + 1;
             let mut entries = Vec::new();
             for index in (first..).take(count) {
-                let text = format!("{term}.{index}.{}", "x".repeat(size));
+                let written = seen.values().map(Vec::len).sum::<usize>();
+                let text = format!("{term}.{index}.{}", filler(written as u64, size));
                 seen.entry((term, index)).or_default().push(text.clone());
                 after.entries.insert(index, (term, text.clone()));
                 entries.push(Entry { index, term, text });
