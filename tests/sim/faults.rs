@@ -477,6 +477,9 @@ impl World {
         if !self.net.joins_nodes() {
             self.witness.cut(self.now);
         }
+        if self.net.weather.loss >= 50 {
+            self.witness.lossy(self.now);
+        }
         let leader = self
             .nodes
             .values()

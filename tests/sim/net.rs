@@ -73,6 +73,8 @@ pub struct Net {
     streams: BTreeMap<Lane, Stream>,
     /// Those that were closed with something held: nothing comes out of them any more.
     broken: BTreeSet<Lane>,
+    /// When each last lost its power.
+    dark: BTreeMap<End, Time>,
     /// When the last thing arrives that is carried by other nodes.
     carried: BTreeMap<(End, End), Time>,
 }
@@ -84,6 +86,7 @@ impl Default for Net {
             cut: BTreeMap::new(),
             streams: BTreeMap::new(),
             broken: BTreeSet::new(),
+            dark: BTreeMap::new(),
             carried: BTreeMap::new(),
         }
     }
@@ -195,6 +198,24 @@ impl Net {
         } else {
             Some(message)
         }
+    }
+
+    /// One end has no power any more, and does not send again what was lost or held up.
+    pub fn darken(&mut self, now: Time, end: End) {
+        self.dark.insert(end, now);
+        for ((from, ..), stream) in &mut self.streams {
+            if *from == end {
+                stream.held.clear();
+            }
+        }
+    }
+
+    /// Whether something on a stream that arrives now would have had to be sent again by somebody who had no power
+    /// by then.
+    #[must_use]
+    pub fn is_lost(&self, now: Time, from: End, sent: Time) -> bool {
+        let gone = self.dark.get(&from);
+        gone.is_some_and(|gone| sent <= *gone && *gone + self.weather.delay.1 < now)
     }
 
     /// Streams whose way is free again and that hold something; each is to be flushed once.

@@ -28,6 +28,7 @@ use tokio::sync::oneshot;
 
 use crate::bug::Bug;
 use crate::engine::Engine;
+use crate::net::End;
 use crate::raft::{Members, Replica};
 use crate::sessions::Task;
 use crate::time::{Time, WallClock, ms};
@@ -530,6 +531,7 @@ impl World {
             boot: process.boot,
         });
         if power {
+            self.net.darken(self.now, End::Node(id));
             return;
         }
         // The system resets what was open.

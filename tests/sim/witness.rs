@@ -184,6 +184,8 @@ pub struct Scene {
     pub last_trouble: Time,
     /// When a way between two nodes was last cut.
     pub last_cut: Option<Time>,
+    /// When the network was last known to lose much.
+    pub last_lossy: Option<Time>,
 }
 
 impl Scene {
@@ -389,6 +391,11 @@ impl Witness {
     /// A way between two nodes is cut at present.
     pub const fn cut(&mut self, now: Time) {
         self.scene.last_cut = Some(now);
+    }
+
+    /// The network loses much.
+    pub fn lossy(&mut self, now: Time) {
+        self.scene.last_lossy = Some(now);
     }
 
     /// Takes a fact.

@@ -41,7 +41,7 @@ pub enum What {
     /// A node's engine tries to reach a client.
     Check(u64, BootId, u64),
     /// A message arrives.
-    Arrive(End, End, Option<u64>, Box<Message>),
+    Arrive(End, End, Option<u64>, Time, Box<Message>),
     /// A message arrives by way of another node.
     Carried(End, u64, End, Box<Message>),
     /// A held stream goes on.
@@ -84,7 +84,7 @@ impl What {
             Self::Sessions(node, _) => (4, *node, 0),
             Self::Engine(node, _, key, _) => (5, *node, *key),
             Self::Check(node, _, key) => (6, *node, *key),
-            Self::Arrive(from, to, lane, _) => (7, end(*from) << 8 | end(*to), lane.unwrap_or(0)),
+            Self::Arrive(from, to, lane, ..) => (7, end(*from) << 8 | end(*to), lane.unwrap_or(0)),
             Self::Flush(lane) => (8, end(lane.0) << 8 | end(lane.1), lane.2),
             Self::Client(client, _) => (9, *client as u64, 0),
             Self::Fault(number) => (10, *number as u64, 0),
@@ -287,7 +287,11 @@ impl World {
             What::Check(node, boot, key) => {
                 self.with(node, boot, |world| world.engine_checks(node, key));
             }
-            What::Arrive(from, to, lane, message) => self.arrive(from, to, lane, *message),
+            What::Arrive(from, to, lane, sent, message) => {
+                if lane.is_none() || !self.net.is_lost(self.now, from, sent) {
+                    self.arrive(from, to, lane, *message);
+                }
+            }
             What::Carried(from, via, to, message) => self.carried(from, via, to, *message),
             What::Flush(lane) => {
                 for message in self.net.flush(self.now, lane) {
@@ -318,7 +322,8 @@ impl World {
             return;
         }
         for at in self.net.datagram(self.now, &mut self.rng, from, to) {
-            self.at(at, What::Arrive(from, to, None, Box::new(message.clone())));
+            let message = Box::new(message.clone());
+            self.at(at, What::Arrive(from, to, None, self.now, message));
         }
     }
 
@@ -330,7 +335,8 @@ impl World {
         }
         let way = (from, to, lane);
         let at = self.net.stream(self.now, &mut self.rng, way);
-        self.at(at, What::Arrive(from, to, Some(lane), Box::new(message)));
+        let arrives = What::Arrive(from, to, Some(lane), self.now, Box::new(message));
+        self.at(at, arrives);
     }
 
     /// Streams that are free again go on after a while.

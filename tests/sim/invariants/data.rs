@@ -3,7 +3,8 @@
 //!
 //! Four limits of the promise are left out: messages are kept for twenty seconds for those who are away; what a former
 //! home that slept hands on late may come to somebody who has just joined; what is kept for those who move is waited
-//! for only for a moment, so that a way between nodes that was cut until a moment ago can leave a gap; and what had gone
+//! for only for a moment, so that a way between nodes that was cut until a moment ago can leave a gap, and one that loses
+//! every eighth packet a gap for those who moved; and what had gone
 //! with the processes of all nodes that had it: two at least, or one if no majority of the nodes ran when it was sent.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -73,7 +74,8 @@ impl ExactlyOnce {
                 copies.add(*from);
                 copies.add(*node);
             }
-            Fact::Ended { node, .. } => {
+            // What was sent to a home that had gone is not with its next process either.
+            Fact::Ended { node, .. } | Fact::Started { node, .. } => {
                 for copies in self.messages.values_mut() {
                     copies.holders.remove(node);
                 }
@@ -115,12 +117,16 @@ impl Invariant for ExactlyOnce {
             .get(*own)
             .is_none_or(|at| scene.now - *at < JOINED);
         let was_cut = scene.last_cut.is_some_and(|at| scene.now - at < KEPT);
+        let was_late = scene
+            .last_lossy
+            .is_some_and(|at| scene.now - at < KEPT && *away > 0);
         // It may have been told of less than it was away: its client looks several times a second.
         let was_away = *away >= secs(18);
         let is_excused = |missing| self.is_excused(own, sender, missing);
         if *sequence == last + 1
             || is_new
             || was_cut
+            || was_late
             || was_away
             || (last + 1..*sequence).all(is_excused)
         {
