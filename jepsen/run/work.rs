@@ -27,7 +27,7 @@ use crate::nemesis::Class;
 use crate::wire::packet::Datagram;
 use crate::wire::proof::{Findings, Proof};
 use crate::workers::registers::{self, Registers};
-use crate::workers::stream::{self, Probed, Setting};
+use crate::workers::stream::{self, Probed, Progress, Setting};
 use crate::workers::{Shift, churn, revoke, watch};
 
 /// Register workers per node.
@@ -38,6 +38,8 @@ const EMPTY_MAX: Duration = Duration::from_secs(40);
 const QUIET_MAX: Duration = Duration::from_secs(60);
 /// What is on its way when everybody stops arrives within this.
 const DRAIN: Duration = Duration::from_secs(2);
+/// Messages that a publisher has kept while its node was out of reach may take so long.
+const LAST_MAX: Duration = Duration::from_secs(15);
 
 /// The workers of a run.
 pub(crate) struct Work {
@@ -48,6 +50,7 @@ pub(crate) struct Work {
     churns: Vec<churn::Churn>,
     revoker: revoke::Revoker,
     probes: Vec<stream::Probe>,
+    progress: Vec<Arc<Progress>>,
     watchers: Vec<watch::Watcher>,
     wire: JoinHandle<Findings>,
     before: Vec<Holding>,
@@ -94,10 +97,13 @@ impl Work {
             .iter()
             .map(|node| watch::start(&shift, node))
             .collect();
+        let progress: Vec<Arc<Progress>> = world.ids().map(|_| Arc::default()).collect();
         let probes: std::io::Result<Vec<_>> = (0_u32..)
             .zip(world.ids())
-            .map(|(number, from)| {
+            .zip(&progress)
+            .map(|((number, from), progress)| {
                 stream::start(Setting {
+                    progress: progress.clone(),
                     shift: shift.clone(),
                     registers: registers.clone(),
                     urls: urls.clone(),
@@ -118,6 +124,7 @@ impl Work {
             revoker: revoke::start(&shift, &urls, seed)?,
             churns: churns?,
             probes: probes?,
+            progress,
             watchers: watchers?,
             shift,
             seed,
@@ -137,6 +144,11 @@ impl Work {
             Ok(self.shift.is_quiet())
         })?;
         std::thread::sleep(DRAIN);
+        // Whether all of them come is for the judges to say.
+        let begun = Instant::now();
+        while !self.progress.iter().all(|one| one.is_all_read()) && begun.elapsed() < LAST_MAX {
+            std::thread::sleep(Duration::from_millis(50));
+        }
         self.registers.read_all(&self.shift, &world.urls());
         let room = churn::room(self.seed);
         let scans: Vec<Scan> = world

@@ -48,6 +48,20 @@ pub(crate) struct Probed {
 /// A running probe.
 pub(crate) type Probe = JoinHandle<Result<Probed>>;
 
+/// How far a probe's messages have come.
+#[derive(Default, Debug)]
+pub(crate) struct Progress {
+    sent: AtomicU64,
+    read: AtomicU64,
+}
+
+impl Progress {
+    /// Whether the last message that was sent has been read.
+    pub(crate) fn is_all_read(&self) -> bool {
+        self.read.load(Ordering::Relaxed) >= self.sent.load(Ordering::Relaxed)
+    }
+}
+
 /// A client of `node` at `end`, that asks all others for its session when it loses that node.
 pub(crate) fn options(urls: &[(u64, String)], node: u64, token: String, end: End) -> Options {
     let own = urls.iter().position(|(id, _)| *id == node).unwrap_or(0);
@@ -76,6 +90,7 @@ pub(crate) struct Setting {
     pub(crate) to: u64,
     pub(crate) seed: u64,
     pub(crate) hz: u32,
+    pub(crate) progress: Arc<Progress>,
 }
 
 /// Starts one.
@@ -89,12 +104,11 @@ type Session = Option<Arc<(Client, Sender)>>;
 async fn run(setting: Setting) -> Probed {
     let setting = Arc::new(setting);
     let (tell, session) = watch::channel::<Session>(None);
-    let sent = Arc::new(AtomicU64::new(0));
     let publisher = tokio::spawn(publish(setting.clone(), tell));
     let media = tokio::spawn(send_media(setting.clone(), session.clone()));
-    let data = tokio::spawn(send_data(setting.clone(), session, sent.clone()));
+    let data = tokio::spawn(send_data(setting.clone(), session));
     let receiver = tokio::spawn(receive(setting.clone()));
-    let reader = tokio::spawn(read(setting.clone(), sent));
+    let reader = tokio::spawn(read(setting.clone()));
     let mut probed = Probed::default();
     if let Ok((resumes, rejoins)) = publisher.await {
         probed.resumes += resumes;
@@ -252,11 +266,8 @@ fn arrival(stream: u32, packet: &Packet, now: u64) -> Arrival {
 type Bounds = Vec<(u64, u64)>;
 
 /// Sends numbered messages, from 1. A session of the publisher begins new bounds.
-async fn send_data(
-    setting: Arc<Setting>,
-    session: watch::Receiver<Session>,
-    sent: Arc<AtomicU64>,
-) -> Bounds {
+async fn send_data(setting: Arc<Setting>, session: watch::Receiver<Session>) -> Bounds {
+    let sent = &setting.progress.sent;
     let mut bounds = Bounds::new();
     let mut known: Option<Arc<(Client, Sender)>> = None;
     let mut tick = tokio::time::interval(MESSAGE_EVERY);
@@ -342,7 +353,8 @@ struct ReaderSession {
 /// Keeps a reader of messages in the room. The SCTP of the `webrtc` crate does not follow a node that goes on
 /// with another's association, which skips numbers; so a reader that has resumed begins anew, and what is
 /// promised to it is what comes within one session. The way from the publisher has no such bounds.
-async fn read(setting: Arc<Setting>, sent: Arc<AtomicU64>) -> Vec<ReaderSession> {
+async fn read(setting: Arc<Setting>) -> Vec<ReaderSession> {
+    let progress = &setting.progress;
     let mut sessions = Vec::new();
     let mut count = 0;
     while !setting.shift.is_released() {
@@ -353,12 +365,17 @@ async fn read(setting: Arc<Setting>, sent: Arc<AtomicU64>) -> Vec<ReaderSession>
             continue;
         };
         let mut session = ReaderSession {
-            begun: sent.load(Ordering::Relaxed),
+            begun: progress.sent.load(Ordering::Relaxed),
             numbers: Vec::new(),
         };
         while client.is_connected() && client.resumes() == 0 && !setting.shift.is_released() {
             tokio::select! {
-                Some(message) = client.messages.recv() => session.numbers.extend(number(&message)),
+                Some(message) = client.messages.recv() => {
+                    if let Some(number) = number(&message) {
+                        session.numbers.push(number);
+                        progress.read.fetch_max(number, Ordering::Relaxed);
+                    }
+                }
                 Some(_) = client.packets.recv() => {}
                 () = tokio::time::sleep(Duration::from_millis(50)) => {}
             }

@@ -492,6 +492,7 @@ impl Session {
             Flow::End(reason) => {
                 if !matches!(self.phase, Phase::Ended(_)) {
                     self.core.close_signal();
+                    self.core.proposals.end();
                     self.core.output(Output::Close(Close::Session { reason }));
                     let here = self.core.config.node;
                     self.phase = match std::mem::replace(&mut self.phase, Phase::Ended(None)) {

@@ -154,6 +154,13 @@ impl Proposals {
         self.waiting.clear();
     }
 
+    /// Nothing is asked for any more, and no outcome is waited for.
+    pub(super) fn end(&mut self) {
+        self.waiting.clear();
+        self.flying = None;
+        self.retry_at = None;
+    }
+
     pub(super) fn take_off(&mut self) -> Option<(RequestId, Command)> {
         if self.flying.is_some() || self.retry_at.is_some() {
             return None;
