@@ -597,18 +597,25 @@ fn ask(from: u64, asks: &mut Rooms, asked: &mut [(u64, &mut Rooms)]) -> Vec<Node
     hand_over(from, asks, asked, |body| matches!(body, Body::Wanted(_)))
 }
 
+/// Anna, ben and cleo at node 1, but for those who have moved, and what three nodes have of them.
+fn three_nodes(moved: &[(&str, u64)]) -> (World, [Rooms; 3]) {
+    let mut world = World::new();
+    for name in ["anna", "ben", "cleo"] {
+        let _ = world.join(name);
+    }
+    let moves = moved.iter().map(|(name, home)| world.to(name, *home));
+    let moves = moves.collect();
+    world.apply(Command::Rehome { moves });
+    let rooms = [1, 2, 3].map(|id| world.rooms_at(NodeId(id)));
+    (world, rooms)
+}
+
 /// Ben is taken over by node 2, where cleo is; anna, at node 1, has said something to all, and to him.
 #[tokio::test]
 async fn a_new_home_asks_for_what_it_lacks() {
     let now = Instant::now();
     for (is_ahead, goes_on) in [(false, false), (true, false), (false, true)] {
-        let mut world = World::new();
-        for name in ["anna", "ben", "cleo"] {
-            let _ = world.join(name);
-        }
-        let moves = vec![world.to("ben", 3), world.to("cleo", 2)];
-        world.apply(Command::Rehome { moves });
-        let [mut one, mut two, mut three] = [1, 2, 3].map(|id| world.rooms_at(NodeId(id)));
+        let (mut world, [mut one, mut two, mut three]) = three_nodes(&[("ben", 3), ("cleo", 2)]);
         for number in 1..=5 {
             let to: &[&str] = if number == 3 { &["ben"] } else { &[] };
             one.distribute(now, &"r".into(), message("anna", number, to), None);
@@ -679,13 +686,7 @@ async fn homes_of_the_version_before_are_sent_all() {
 #[tokio::test]
 async fn when_a_home_is_lost_the_others_are_asked_for_what_came_from_it() {
     let now = Instant::now();
-    let mut world = World::new();
-    for name in ["anna", "ben", "cleo"] {
-        let _ = world.join(name);
-    }
-    let moves = vec![world.to("cleo", 2)];
-    world.apply(Command::Rehome { moves });
-    let [mut one, mut two, mut three] = [1, 2, 3].map(|id| world.rooms_at(NodeId(id)));
+    let (mut world, [mut one, mut two, mut three]) = three_nodes(&[("cleo", 2)]);
     one.distribute(now, &"r".into(), message("anna", 1, &[]), None);
     hand_over(1, &mut one, &mut [(2, &mut two)], |_| true);
     let moves = vec![world.to("ben", 3)];
@@ -721,13 +722,7 @@ async fn when_a_home_is_lost_the_others_are_asked_for_what_came_from_it() {
 #[tokio::test]
 async fn a_former_home_that_is_asked_gives_what_came_from_others() {
     let now = Instant::now();
-    let mut world = World::new();
-    for name in ["anna", "ben", "cleo"] {
-        let _ = world.join(name);
-    }
-    let moves = vec![world.to("ben", 2), world.to("cleo", 3)];
-    world.apply(Command::Rehome { moves });
-    let [mut one, mut two, mut three] = [1, 2, 3].map(|id| world.rooms_at(NodeId(id)));
+    let (mut world, [mut one, mut two, mut three]) = three_nodes(&[("ben", 2), ("cleo", 3)]);
     one.distribute(now, &"r".into(), message("anna", 1, &[]), None);
     hand_over(1, &mut one, &mut [(2, &mut two), (3, &mut three)], |_| true);
     one.distribute(now, &"r".into(), message("anna", 2, &[]), None);
