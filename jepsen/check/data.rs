@@ -43,20 +43,16 @@ pub(crate) fn count(received: &Received) -> Counts {
         }
         highest = highest.max(Some(*number));
     }
-    if let Some((from, to)) = received.promised {
-        counts.lost = (from..=to)
-            .filter(|number| !seen.contains_key(number))
-            .count();
-    }
+    counts.lost = missing(received).count();
     counts
 }
 
-/// Up to ten numbers that did not come.
-fn missing(received: &Received, from: u64, to: u64) -> String {
+/// The numbers that were promised and did not come.
+fn missing(received: &Received) -> impl Iterator<Item = u64> {
     let seen: BTreeSet<u64> = received.numbers.iter().copied().collect();
-    let missing = (from..=to).filter(|number| !seen.contains(number));
-    let first: Vec<String> = missing.take(10).map(|number| number.to_string()).collect();
-    first.join(", ")
+    let promised = received.promised.into_iter();
+    let promised = promised.flat_map(|(from, to)| from..=to);
+    promised.filter(move |number| !seen.contains(number))
 }
 
 /// Judges all streams; where losses are allowed, they are only counted.
@@ -83,11 +79,12 @@ pub(crate) fn judge(all: &[Received], losses_allowed: bool) -> Opinion {
             && counts.lost > 0
             && !losses_allowed
         {
+            let first: Vec<String> = missing(received).take(10).map(|n| n.to_string()).collect();
             opinion.violated(format!(
                 "{}: {} of the messages {from} to {to} never came, the first of them {}",
                 received.stream,
                 counts.lost,
-                missing(received, from, to)
+                first.join(", ")
             ));
         }
     }

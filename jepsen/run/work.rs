@@ -145,10 +145,9 @@ impl Work {
         })?;
         std::thread::sleep(DRAIN);
         // Whether all of them come is for the judges to say.
-        let begun = Instant::now();
-        while !self.progress.iter().all(|one| one.is_all_read()) && begun.elapsed() < LAST_MAX {
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        let _ = wait(LAST_MAX, "every message has been read", || {
+            Ok(self.progress.iter().all(|one| one.is_all_read()))
+        });
         self.registers.read_all(&self.shift, &world.urls());
         let room = churn::room(self.seed);
         let scans: Vec<Scan> = world

@@ -477,7 +477,8 @@ impl World {
         if !self.net.joins_nodes() {
             self.witness.cut(self.now);
         }
-        if self.net.weather.loss >= 50 {
+        let is_lossy = self.net.weather.loss >= 50;
+        if is_lossy {
             self.witness.lossy(self.now);
         }
         let leader = self
@@ -501,7 +502,7 @@ impl World {
             let reached = working.iter().filter(|other| reaches(one, other)).count();
             reached > voters.len() / 2
         });
-        let calm = self.net.weather.loss < 50 && self.net.weather.delay.1 < ms(50);
+        let calm = !is_lossy && self.net.weather.delay.1 < ms(50);
         let all_well = working.len()
             == self
                 .nodes

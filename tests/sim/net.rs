@@ -95,11 +95,11 @@ impl Default for Net {
 impl Net {
     /// Cuts a way; cuts of several faults add up.
     pub fn cut(&mut self, now: Time, from: End, to: End) {
-        let since = Cut {
+        let fresh = Cut {
             count: 0,
             since: now,
         };
-        self.cut.entry((from, to)).or_insert(since).count += 1;
+        self.cut.entry((from, to)).or_insert(fresh).count += 1;
     }
 
     /// Takes one cut back.

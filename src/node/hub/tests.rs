@@ -610,6 +610,15 @@ fn three_nodes(moved: &[(&str, u64)]) -> (World, [Rooms; 3]) {
     (world, rooms)
 }
 
+/// Ben has a new home, of which these nodes hear.
+fn ben_moves(world: &mut World, now: Instant, home: u64, seen_by: [&mut Rooms; 2]) {
+    let moves = vec![world.to("ben", home)];
+    let moved = world.apply(Command::Rehome { moves });
+    for rooms in seen_by {
+        rooms.pass_on(now, &moved);
+    }
+}
+
 /// Ben is taken over by node 2, where cleo is; anna, at node 1, has said something to all, and to him.
 #[tokio::test]
 async fn a_new_home_asks_for_what_it_lacks() {
@@ -673,11 +682,7 @@ async fn homes_of_the_version_before_are_sent_all() {
     let [mut one, mut two] = [1, 2].map(|id| world.rooms_at(NodeId(id)));
     one.distribute(now, &"r".into(), message("anna", 1, &[]), None);
     one.take_outgoing();
-    let moves = vec![world.to("ben", 2)];
-    let moved = world.apply(Command::Rehome { moves });
-    for rooms in [&mut one, &mut two] {
-        rooms.pass_on(now, &moved);
-    }
+    ben_moves(&mut world, now, 2, [&mut one, &mut two]);
     assert_eq!(data_sent(&mut one), [(NodeId(2), 1, "PA_ben".to_owned())]);
     assert!(two.take_outgoing().is_empty(), "they would not understand");
 }
@@ -689,11 +694,7 @@ async fn when_a_home_is_lost_the_others_are_asked_for_what_came_from_it() {
     let (mut world, [mut one, mut two, mut three]) = three_nodes(&[("cleo", 2)]);
     one.distribute(now, &"r".into(), message("anna", 1, &[]), None);
     hand_over(1, &mut one, &mut [(2, &mut two)], |_| true);
-    let moves = vec![world.to("ben", 3)];
-    let moved = world.apply(Command::Rehome { moves });
-    for rooms in [&mut two, &mut three] {
-        rooms.pass_on(now, &moved);
-    }
+    ben_moves(&mut world, now, 3, [&mut two, &mut three]);
     // What ben had was with node 1, as was anna, so node 2 has to give it.
     let asked = ask(3, &mut three, &mut [(2, &mut two)]);
     assert_eq!(asked, [NodeId(1), NodeId(2)]);
@@ -727,11 +728,7 @@ async fn a_former_home_that_is_asked_gives_what_came_from_others() {
     hand_over(1, &mut one, &mut [(2, &mut two), (3, &mut three)], |_| true);
     one.distribute(now, &"r".into(), message("anna", 2, &[]), None);
     hand_over(1, &mut one, &mut [(2, &mut two)], |_| true);
-    let moves = vec![world.to("ben", 3)];
-    let moved = world.apply(Command::Rehome { moves });
-    for rooms in [&mut two, &mut three] {
-        rooms.pass_on(now, &moved);
-    }
+    ben_moves(&mut world, now, 3, [&mut two, &mut three]);
     let asked = ask(3, &mut three, &mut [(2, &mut two)]);
     assert_eq!(asked, [NodeId(1), NodeId(2)]);
     assert_eq!(data_sent(&mut two), [(NodeId(3), 2, "PA_ben".to_owned())]);

@@ -156,7 +156,7 @@ impl Proposals {
 
     /// Nothing is asked for any more, and no outcome is waited for.
     pub(super) fn end(&mut self) {
-        self.waiting.clear();
+        self.clear();
         self.flying = None;
         self.retry_at = None;
     }

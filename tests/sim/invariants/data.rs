@@ -1,11 +1,11 @@
 //! I11: numbered messages of a sender reach everybody who was there, without a gap and in order, whatever
 //! becomes of homes on the way.
 //!
-//! Four limits of the promise are left out: messages are kept for twenty seconds for those who are away; what a former
+//! Five limits of the promise are left out: messages are kept for twenty seconds for those who are away; what a former
 //! home that slept hands on late may come to somebody who has just joined; what is kept for those who move is waited
-//! for only for a moment, so that a way between nodes that was cut until a moment ago can leave a gap, and one that loses
-//! every eighth packet a gap for those who moved; and what had gone
-//! with the processes of all nodes that had it: two at least, or one if no majority of the nodes ran when it was sent.
+//! for only for a moment, so that a way between nodes that was cut until a moment ago can leave a gap, and a network
+//! that loses every eighth packet a gap for those who move; and what had gone with the processes of all nodes that had
+//! it: two at least, or one if no majority of the nodes ran when it was sent.
 
 use std::collections::{BTreeMap, BTreeSet};
 
