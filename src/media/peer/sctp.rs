@@ -14,6 +14,7 @@ mod ledger;
 mod message;
 mod outward;
 mod packet;
+mod refill;
 mod revival;
 mod search;
 mod wire;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::message;
+use super::refill::{Refill, number_of};
 use super::search::{Held, Search};
 use super::wire::{self, Chunk, Data, Packet, is_before};
 
@@ -21,8 +21,9 @@ const STREAMS_MAX: usize = 64;
 /// The client sends again after 3 s at the latest. When data keeps coming and nothing comes twice
 /// for longer than this, the search has no end.
 const SEARCH_MAX: Duration = Duration::from_secs(4);
-/// A chunk that is missing for so long is not sent again: the former node had it and said so.
-const GAP_MAX: Duration = Duration::from_millis(2500);
+/// A chunk that is missing for so long is not sent again: the former node had it and said so. Longer
+/// than the timers of LiveKit's SDKs, which end after 3 s at the latest.
+const GAP_MAX: Duration = Duration::from_secs(4);
 /// Such a chunk is found this soon, or was never there.
 const GAP_WATCH: Duration = Duration::from_secs(10);
 /// Window that is advertised while the library has no say yet.
@@ -51,6 +52,8 @@ pub(super) struct Inward {
     /// Since when a chunk waits for the search to end, or for others after it.
     held_since: Option<Instant>,
     settled_at: Option<Instant>,
+    /// Fills gaps, for as long as there may be some of when the path changed.
+    refill: Option<Refill>,
     /// The cumulative TSN behind which something is missing, and since when.
     gap: Option<(u32, Instant)>,
     /// To be acknowledged by us, as the library does not know of it.
@@ -71,6 +74,7 @@ impl Inward {
             next: 0,
             held_since: None,
             settled_at: None,
+            refill: reliable.map(|(stream, passed)| Refill::new(stream, passed)),
             gap: None,
             acknowledge: None,
             torn: 0,
@@ -97,11 +101,8 @@ impl Inward {
             return;
         };
         if matches!(self.base, Base::Settled(_)) {
-            match self.place(&data) {
-                Some(place) => place.write(out, chunk.bytes),
-                None => {
-                    self.hold(now, data.tsn, chunk);
-                }
+            if !self.give(&data, chunk, out) {
+                self.hold(now, data.tsn, chunk);
             }
             return;
         }
@@ -124,6 +125,55 @@ impl Inward {
             }
         }
         self.settle(now);
+    }
+
+    /// Writes a chunk as the library knows it, and whatever fills a gap now that it is there. False if
+    /// it cannot have it yet.
+    fn give(&mut self, data: &Data, chunk: &Chunk<'_>, out: &mut Packet) -> bool {
+        let next = self.next;
+        let Some(place) = self.place(data) else {
+            return false;
+        };
+        place.write(out, chunk.bytes);
+        let Base::Settled(first) = self.base else {
+            return true;
+        };
+        let is_old = is_before(data.tsn, next);
+        if let Some(mut refill) = self.refill.take_if(|_| !is_old)
+            && refill.note(data.tsn.wrapping_sub(first), data, chunk)
+        {
+            self.refill_gaps(&mut refill, next.wrapping_sub(first), first, out);
+            self.refill = Some(refill);
+        }
+        true
+    }
+
+    /// Fills gaps from place `next` on.
+    fn refill_gaps(&mut self, refill: &mut Refill, next: u32, first: u32, out: &mut Packet) {
+        let mut next = refill.advance(next);
+        loop {
+            self.next = first.wrapping_add(next);
+            let chunks = refill.fill(next, first);
+            if chunks.is_empty() {
+                return;
+            }
+            tracing::debug!(count = chunks.len(), "what was sent again fills a gap");
+            for bytes in chunks {
+                let chunk = wire::parse(&bytes);
+                let parsed = chunk.and_then(|chunk| Some((chunk, Data::of(&chunk)?)));
+                if let Some((chunk, data)) = parsed
+                    && let Some(place) = self.place(&data)
+                {
+                    place.write(out, &bytes);
+                    refill.note(data.tsn.wrapping_sub(first), &data, &chunk);
+                }
+            }
+            let filled = refill.advance(next);
+            if filled == next {
+                return;
+            }
+            next = filled;
+        }
     }
 
     /// Takes a FORWARD TSN: the client gave up what is before.
@@ -178,6 +228,8 @@ impl Inward {
 
     /// The client begins these streams anew; all of them if there are none.
     pub(super) fn reset(&mut self, ids: &[u16]) {
+        let is_reset = |refill: &mut Refill| ids.is_empty() || ids.contains(&refill.stream());
+        self.refill.take_if(is_reset);
         for (stream, offset) in &mut self.streams {
             if ids.is_empty() || ids.contains(stream) {
                 *offset = 0;
@@ -204,6 +256,10 @@ impl Inward {
         if is_before(self.next, next) {
             self.next = next;
         }
+        // What was lost as the path changed has come by now.
+        if self.settled_at.is_some_and(|at| now >= at + GAP_WATCH) {
+            self.refill = None;
+        }
         if !has_gaps {
             self.gap = None;
         } else if self.gap.is_none_or(|(known, _)| known != cumulative) {
@@ -217,16 +273,13 @@ impl Inward {
             return;
         }
         for (tsn, bytes) in self.held.take() {
-            let data = wire::parse(&bytes).and_then(|chunk| Data::of(&chunk));
-            match data.and_then(|data| self.place(&data)) {
-                Some(place) => {
-                    let mut packet = Packet::new(tag);
-                    place.write(&mut packet, &bytes);
-                    inbox.extend(packet.seal());
-                }
-                None => {
-                    self.held.insert(tsn, bytes);
-                }
+            let mut packet = Packet::new(tag);
+            let chunk = wire::parse(&bytes);
+            let parsed = chunk.and_then(|chunk| Some((chunk, Data::of(&chunk)?)));
+            if parsed.is_some_and(|(chunk, data)| self.give(&data, &chunk, &mut packet)) {
+                inbox.extend(packet.seal());
+            } else {
+                self.held.insert(tsn, bytes);
             }
         }
         if self.held.is_empty() {
@@ -329,7 +382,11 @@ impl Inward {
         let Some((stream, passed)) = self.reliable else {
             return false;
         };
-        let Some(number) = number_on(stream, data, chunk) else {
+        let number_on = |data: &Data, chunk: &Chunk<'_>| {
+            let number = number_of(data, chunk);
+            number.filter(|_| data.stream == stream)
+        };
+        let Some(number) = number_on(data, chunk) else {
             return false;
         };
         let before = self.held.before(data.tsn);
@@ -337,7 +394,7 @@ impl Inward {
         number <= passed.saturating_add(1)
             && before.all(|chunk| {
                 let data = Data::of(&chunk);
-                let number_before = data.and_then(|data| number_on(stream, &data, &chunk));
+                let number_before = data.and_then(|data| number_on(&data, &chunk));
                 number_before.is_none_or(|before| before <= number)
             })
     }
@@ -380,13 +437,6 @@ impl Inward {
             self.streams.push((stream, first));
         }
     }
-}
-
-/// Number of the reliable message that a chunk on this stream holds as a whole.
-fn number_on(stream: u16, data: &Data, chunk: &Chunk<'_>) -> Option<u32> {
-    let is_whole = data.stream == stream && data.begins() && data.ends();
-    let payload = chunk.bytes.get(Data::PAYLOAD_AT..).unwrap_or_default();
-    is_whole.then(|| message::sequence(payload)).flatten()
 }
 
 /// A chunk's numbers for the library.

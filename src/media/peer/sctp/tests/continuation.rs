@@ -333,6 +333,29 @@ fn what_an_sdk_sends_again_behind_a_newer_message_does_not_swallow_that() {
 }
 
 #[test]
+fn what_is_lost_as_the_path_changes_is_taken_from_what_an_sdk_sends_again() {
+    let mut link = Link::ready();
+    let standing = link.standing();
+    link.say_numbered(1..4);
+    link.settle();
+    link.say_numbered(4..5);
+    link.take_over(standing, 3, Duration::from_millis(100));
+    link.hear(0x80..0x81);
+    link.losses_up = 1;
+    for number in [5, 6, 5] {
+        link.say_numbered([number]);
+        link.flush();
+    }
+    let took = link.run(PATIENCE, |link| link.received.len() == 4);
+    assert_eq!(took, DELAY, "nobody waits for a timer");
+    let numbers = link.received.iter().map(|(_, message)| message[2]);
+    assert_eq!(numbers.collect::<Vec<_>>(), [4, 5, 6, 5]);
+    link.received.clear();
+    link.talk();
+    assert_eq!(link.browser.restarts, 0);
+}
+
+#[test]
 fn packets_out_of_order_are_no_retransmission() {
     let mut link = Link::ready();
     let standing = link.standing();
@@ -356,23 +379,26 @@ fn packets_out_of_order_are_no_retransmission() {
 
 #[test]
 fn what_the_former_server_had_behind_a_gap_is_not_waited_for_forever() {
-    let mut link = Link::ready();
-    let standing = link.standing();
-    // The first is lost; the others are received and reported.
-    link.say(0..1);
-    link.losses_up = 1;
-    link.flush();
-    link.say(1..2);
-    link.run(PATIENCE, |link| link.wire.iter().any(|(_, up, _)| !up));
-    link.run(PATIENCE, |link| link.wire.iter().all(|(_, up, _)| *up));
-    link.say(2..3);
-    link.kill(standing, 0);
-    link.accept();
-    link.run(PATIENCE, |link| link.browser.restarts == 1);
-    link.run(PATIENCE, |link| link.server.is_open(Channel::Reliable));
-    assert!(link.heard().starts_with(&[0]), "{:?}", link.heard());
-    link.received.clear();
-    link.talk();
+    for later in [0, 3] {
+        let mut link = Link::ready();
+        let standing = link.standing();
+        // The first is lost; the others are received and reported.
+        link.say(0..1);
+        link.losses_up = 1;
+        link.flush();
+        link.say(1..2);
+        link.run(PATIENCE, |link| link.wire.iter().any(|(_, up, _)| !up));
+        link.run(PATIENCE, |link| link.wire.iter().all(|(_, up, _)| *up));
+        link.say(2..3);
+        link.kill(standing, 0);
+        link.accept();
+        link.say(3..3 + later);
+        link.run(PATIENCE, |link| link.browser.restarts == 1);
+        link.run(PATIENCE, |link| link.server.is_open(Channel::Reliable));
+        assert!(link.heard().starts_with(&[0]), "{:?}", link.heard());
+        link.received.clear();
+        link.talk();
+    }
 }
 
 #[test]
