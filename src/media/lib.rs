@@ -11,6 +11,7 @@ pub mod event;
 pub mod forward;
 pub mod index;
 pub mod peer;
+pub mod reach;
 pub mod receive;
 pub mod relay;
 pub mod rtp;

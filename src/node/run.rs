@@ -73,7 +73,7 @@ const SEEDS_RETRY: Duration = Duration::from_millis(500);
 /// How often the group's state is copied into the metrics.
 const OBSERVE_INTERVAL: Duration = Duration::from_secs(2);
 /// How long a client is not told that a reliable message arrived, at most, while a node that is to have it has not
-/// got it. Well below the 400 ms after which clients send again.
+/// got it. Well below the 400 ms after which clients send again. Not while nobody may hear this node.
 const SAFE_MAX: Duration = Duration::from_millis(100);
 /// How often a connection says where it stands if its address may move: so much of what it has sent need
 /// not be known to whoever goes on with it.
@@ -255,6 +255,7 @@ impl Node {
         );
         engine.fresh_certificate = Arc::new(Certificate::generate()?);
         engine.data.hold_max = SAFE_MAX;
+        engine.data.reach = Some(lease.reach().clone());
         if config.floating.is_some() {
             engine.moves = true;
             engine.checkpoint_interval = MOVING_CHECKPOINT_INTERVAL;

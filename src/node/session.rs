@@ -447,6 +447,7 @@ impl Task {
                 self.session.handle(now, Input::Snapshot { room });
             }
             Message::Drain => self.session.handle(now, Input::Drain),
+            Message::SendAway => self.session.handle(now, Input::SendAway),
             Message::Shutdown => self.session.handle(now, Input::Shutdown),
         }
     }

@@ -129,6 +129,9 @@ pub enum Input<'a> {
     /// The node is being emptied: the client is asked to resume, which brings it to another node. The
     /// session goes on until that one has it.
     Drain,
+    /// The node has been unable to serve for some time and does not know who serves the participant: the client
+    /// is asked to resume, and the session ends at once, without a word to anybody else.
+    SendAway,
     /// The node stops.
     Shutdown,
     /// [`Session::deadline`] has been reached.
@@ -293,6 +296,7 @@ impl Session {
             Input::Event { change, room } => self.handle_event(now, change, room),
             Input::SignalClosed => self.handle_signal_closed(now),
             Input::Drain => self.handle_drain(now),
+            Input::SendAway => self.handle_send_away(),
             Input::Shutdown => self.handle_shutdown(),
             Input::Resume(resuming) => self.handle_resume(now, *resuming),
             other => match &mut self.phase {

@@ -391,6 +391,11 @@ impl World {
                 self.lapsed(id);
                 self.go_back(id);
             }
+            Deed::SendAway => {
+                self.process(id).rooms.broadcast(|| Inward::SendAway);
+                self.rooms_changed(id);
+                self.witness.coverage.sent_away += 1;
+            }
         }
         if let Return::Strays(since) = self.process(id).returning {
             let state = Arc::clone(self.node(id).replica.state());

@@ -498,6 +498,7 @@ impl World {
                 task.session.handle(now, Input::Snapshot { room });
             }
             Inward::Drain => task.session.handle(now, Input::Drain),
+            Inward::SendAway => task.session.handle(now, Input::SendAway),
             Inward::Shutdown => task.session.handle(now, Input::Shutdown),
             _ => {}
         }

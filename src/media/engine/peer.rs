@@ -317,7 +317,7 @@ fn transport_config(
             PeerRole::Single if negotiated_channels => ChannelPlan::Negotiated,
             PeerRole::Single | PeerRole::Publisher => ChannelPlan::Client,
         },
-        data: config.data,
+        data: config.data.clone(),
     }
 }
 

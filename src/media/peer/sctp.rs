@@ -44,6 +44,7 @@ use rtc_shared::marshal::{Marshal, Unmarshal};
 use crate::command::Channel;
 use crate::discard::Discard;
 use crate::peer::contain::contain;
+use crate::reach::Reach;
 use channel::{Outgoing, label, labelled};
 use continuation::Continuation;
 use hold::Hold;
@@ -65,7 +66,7 @@ pub enum ChannelPlan {
 }
 
 /// Limits of data channels.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct DataLimits {
     /// Longest message, both ways.
     pub message_bytes_max: usize,
@@ -76,6 +77,8 @@ pub struct DataLimits {
     /// How long the acknowledgement of a reliable message waits for the message to be safe
     /// ([`Command::DataSafe`](crate::command::Command::DataSafe)); zero: not at all.
     pub hold_max: Duration,
+    /// Whether others hear this node: while they do not, it waits longer. `None`: they do.
+    pub reach: Option<Reach>,
 }
 
 impl Default for DataLimits {
@@ -85,6 +88,7 @@ impl Default for DataLimits {
             reliable_bytes_max: 16 * 1024 * 1024,
             lossy_bytes_max: 256 * 1024,
             hold_max: Duration::ZERO,
+            reach: None,
         }
     }
 }
@@ -169,6 +173,7 @@ impl Sctp {
         let outgoing = CHANNELS.map(|channel| Outgoing::new(channel, &limits));
         Self {
             plan,
+            hold: Hold::new(limits.hold_max, limits.reach.clone()),
             limits,
             endpoint,
             current: None,
@@ -178,7 +183,6 @@ impl Sctp {
             continuation: None,
             revival: None,
             outgoing,
-            hold: Hold::new(limits.hold_max),
             transmits: VecDeque::new(),
             collected: Vec::new(),
             events: VecDeque::new(),
@@ -461,7 +465,7 @@ impl Sctp {
 
     /// After a panic in the library: all its state goes, the client may begin anew.
     fn give_up(&mut self) -> Result<(), Discard> {
-        let queues = std::mem::replace(self, Self::new(self.plan, self.limits));
+        let queues = std::mem::replace(self, Self::new(self.plan, self.limits.clone()));
         self.events = queues.events;
         self.hold = queues.hold;
         self.hold.clear();

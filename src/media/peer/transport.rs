@@ -149,7 +149,7 @@ impl Transport {
         Self {
             ice: IceAgent::new(config.timeouts, rng),
             dtls,
-            sctp: Sctp::new(config.channels, config.data),
+            sctp: Sctp::new(config.channels, config.data.clone()),
             sender: None,
             receiver: None,
             fingerprint: None,

@@ -23,6 +23,7 @@ use super::lease::Lease;
 use super::register;
 use crate::hub::Hub;
 use crate::mesh::{Ailing, Mesh};
+use crate::session::inbox::Message;
 use crate::session::new_request;
 use crate::telemetry::Metrics;
 
@@ -111,6 +112,16 @@ impl Fence {
             Deed::LapsedAndRead(reason) => {
                 self.lapsed(reason);
                 self.go_back();
+            }
+            Deed::SendAway => {
+                let count = self.hub.session_count();
+                if count > 0 {
+                    warn!(
+                        count,
+                        "the lease stays lapsed; clients are asked to resume elsewhere"
+                    );
+                }
+                self.hub.broadcast(|| Message::SendAway);
             }
         }
     }

@@ -17,6 +17,12 @@ use crate::mesh::Ailment;
 /// again.
 const WELL_FOR: Duration = Duration::from_secs(10);
 
+/// A node whose lease has been over for so long keeps its clients no longer: whoever can take its participants
+/// has done so.
+pub const AWAY_AFTER: Duration = Duration::from_secs(3);
+/// Clients that stay all the same are asked again after this time.
+const AGAIN: Duration = Duration::from_secs(10);
+
 /// Who is guarded, and the bounds.
 #[derive(Clone, Copy, Debug)]
 pub struct GuardConfig {
@@ -41,6 +47,8 @@ pub enum Deed {
     Read,
     /// The lease has just ended for the first reason, and the log is to be read.
     LapsedAndRead(&'static str),
+    /// Clients are to be asked to resume elsewhere: they reach this node, and it has no media for them.
+    SendAway,
 }
 
 /// What a lapsed node does once it has read the log.
@@ -73,6 +81,8 @@ pub struct Guard {
     well_since: Instant,
     /// When the leader was last known to know that this node lives.
     led_at: Instant,
+    /// When clients are sent away, while the lease is over.
+    away_at: Option<Instant>,
 }
 
 impl Guard {
@@ -85,11 +95,28 @@ impl Guard {
             unwell_since: None,
             well_since: now,
             led_at: now,
+            away_at: None,
         }
     }
 
     /// Looks at the lease. `ailment` is what this node says is wrong with itself.
     pub fn look(&mut self, view: &View<'_>, ailment: Ailment) -> Deed {
+        let deed = self.look_at_lease(view, ailment);
+        match deed {
+            Deed::Lapsed(_) | Deed::LapsedAndRead(_) => self.away_at = Some(view.now + AWAY_AFTER),
+            // A node that can read the log is on its way back, or its sessions hear who has them.
+            Deed::Read | Deed::SendAway => {}
+            Deed::None => {
+                if self.away_at.take_if(|at| *at <= view.now).is_some() {
+                    self.away_at = Some(view.now + AGAIN);
+                    return Deed::SendAway;
+                }
+            }
+        }
+        deed
+    }
+
+    fn look_at_lease(&mut self, view: &View<'_>, ailment: Ailment) -> Deed {
         let now = view.now;
         let contact = self.contact(view);
         let own = view.state.nodes.get(&self.config.node);
@@ -120,7 +147,11 @@ impl Guard {
     /// The way back has ended well. Whether the lease holds again.
     pub fn returned(&mut self, view: &View<'_>) -> bool {
         let contact = self.contact(view);
-        self.keeper.regain(view.now, contact)
+        let holds = self.keeper.regain(view.now, contact);
+        if holds {
+            self.away_at = None;
+        }
+        holds
     }
 
     /// Contact with those who decide: a majority of the voters, and the leader at least now and then.

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use flotilla_media::reach::Reach;
 use flotilla_model::id::NodeId;
 
 /// Never ends.
@@ -32,6 +33,8 @@ pub struct Lease {
     base: Instant,
     /// Nanoseconds after `base` at which it ends. Written by its [`Keeper`] alone.
     until: Arc<AtomicU64>,
+    /// When a majority last heard this node. Written by the same.
+    reach: Reach,
 }
 
 impl Lease {
@@ -41,6 +44,7 @@ impl Lease {
         Self {
             base: now,
             until: Arc::new(AtomicU64::new(0)),
+            reach: Reach::new(now),
         }
     }
 
@@ -49,7 +53,14 @@ impl Lease {
     pub fn forever(now: Instant) -> Self {
         let lease = Self::new(now);
         lease.set(Until::Forever);
+        lease.reach.alone();
         lease
+    }
+
+    /// When a majority last heard this node.
+    #[must_use]
+    pub fn reach(&self) -> &Reach {
+        &self.reach
     }
 
     /// Whether this node may serve at `now`, which must be the caller's own present.
@@ -217,10 +228,16 @@ impl Keeper {
     /// When a lease by this contact ends; `None` if that has passed.
     fn until(&self, now: Instant, contact: Contact) -> Option<Until> {
         match contact {
-            Contact::Alone => Some(Until::Forever),
-            Contact::Since(since) => Some(since + self.term)
-                .filter(|until| *until > now)
-                .map(Until::At),
+            Contact::Alone => {
+                self.lease.reach.alone();
+                Some(Until::Forever)
+            }
+            Contact::Since(since) => {
+                self.lease.reach.heard(since);
+                Some(since + self.term)
+                    .filter(|until| *until > now)
+                    .map(Until::At)
+            }
             Contact::None => None,
         }
     }

@@ -93,6 +93,8 @@ pub enum Message {
     Snapshot(Arc<State>),
     /// The node is being emptied.
     Drain,
+    /// The node cannot serve and does not know who does.
+    SendAway,
     /// The node stops.
     Shutdown,
 }

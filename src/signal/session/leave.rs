@@ -147,6 +147,15 @@ impl Session {
         Flow::Stay
     }
 
+    /// Nobody here knows who serves the participant by now, and that one has begun without this session.
+    pub(super) fn handle_send_away(&mut self) -> Flow {
+        if let Phase::Live(_) = &self.phase {
+            hand_over(&mut self.core)
+        } else {
+            Flow::Stay
+        }
+    }
+
     /// The node stops: clients come back through another one.
     pub(super) fn handle_shutdown(&mut self) -> Flow {
         match &self.phase {

@@ -115,6 +115,7 @@ impl Live {
             | Input::Resume(_)
             | Input::Claimed(_)
             | Input::Drain
+            | Input::SendAway
             | Input::SignalClosed
             | Input::Shutdown
             | Input::Timeout => Flow::Stay,

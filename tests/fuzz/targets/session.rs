@@ -383,7 +383,8 @@ impl World {
         match draw.byte() % 8 {
             0 => self.input(seat, Input::Drain),
             1 => self.input(seat, Input::Shutdown),
-            2 | 3 => self.input(seat, Input::Snapshot { room }),
+            2 => self.input(seat, Input::Snapshot { room }),
+            3 => self.input(seat, Input::SendAway),
             4 => self.input(seat, Input::Media(media::Event::Lost)),
             5 => {
                 let claimed = Claimed {

@@ -29,6 +29,7 @@ fn seeds_hold_every_invariant() {
         ("snapshots installed", met.snapshots, 50),
         ("ways round cut links", met.detours, 100),
         ("leases lapsed", met.lapses, 200),
+        ("times clients were sent away", met.sent_away, 20),
         ("messages received", met.received, 100_000),
         ("packets relayed", met.relayed, 50_000),
         ("revocations", met.revocations, 50),

@@ -154,6 +154,7 @@ mod tests {
         reliable_bytes_max: 1000,
         lossy_bytes_max: 1000,
         hold_max: std::time::Duration::ZERO,
+        reach: None,
     };
 
     #[test]

@@ -4,6 +4,9 @@
 //! (`continuation`). What was acknowledged lives on the server's side alone, and dies with this process if nobody
 //! else has it yet. So messages are numbered as they are given out, whoever takes them says when they are safe,
 //! and packets with a SACK wait for those that came before them. Owned by `Sctp`.
+//!
+//! Somebody who is to have a message may be gone, so there is an end to the waiting; but not for a node that
+//! may be cut off itself: what it acknowledged then, it could give to nobody.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -11,11 +14,17 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::wire::{self, SACK};
+use crate::reach::Reach;
+
+/// How often it is looked whether others hear this node again.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Packets that wait for the messages before them.
 pub(super) struct Hold {
     /// How long one waits at most; zero: none does.
     max: Duration,
+    /// Who is not heard since the packet was to go waits longer.
+    reach: Option<Reach>,
     /// Number of the last message that was given out.
     given: u64,
     /// Those of them that are not safe yet.
@@ -26,14 +35,16 @@ pub(super) struct Hold {
 struct Waiting {
     /// For messages up to this one.
     after: u64,
+    since: Instant,
     by: Instant,
     packet: Bytes,
 }
 
 impl Hold {
-    pub(super) const fn new(max: Duration) -> Self {
+    pub(super) const fn new(max: Duration, reach: Option<Reach>) -> Self {
         Self {
             max,
+            reach,
             given: 0,
             open: BTreeSet::new(),
             waiting: VecDeque::new(),
@@ -67,6 +78,7 @@ impl Hold {
         }
         self.waiting.push_back(Waiting {
             after: self.given,
+            since: now,
             by: now + self.max,
             packet,
         });
@@ -86,12 +98,22 @@ impl Hold {
         self.waiting.front().map(|waiting| waiting.by)
     }
 
-    /// What is not safe by now is waited for no longer.
+    /// What is not safe by now is waited for no longer, unless this node may be cut off.
     pub(super) fn handle_timeout(&mut self, now: Instant) {
-        let due = self.waiting.iter().take_while(|waiting| waiting.by <= now);
-        if let Some(last) = due.last() {
-            self.open = self.open.split_off(&(last.after + 1));
+        let reach = self.reach.as_ref();
+        let is_heard = |since| reach.is_none_or(|reach| reach.is_heard_since(since));
+        let mut given_up = 0;
+        for waiting in &mut self.waiting {
+            if waiting.by > now {
+                break;
+            }
+            if is_heard(waiting.since) {
+                given_up = waiting.after;
+            } else {
+                waiting.by = now + LOOK;
+            }
         }
+        self.open = self.open.split_off(&(given_up + 1));
     }
 
     /// The association is gone, and its packets with it.
@@ -119,7 +141,7 @@ mod tests {
     #[test]
     fn a_sack_waits_for_all_messages_before_it() {
         let now = crate::test_epoch();
-        let mut hold = Hold::new(MAX);
+        let mut hold = Hold::new(MAX, None);
         let sacks = [packet(SACK, 1), packet(SACK, 2)];
         assert_eq!(hold.pass(now, sacks[0].clone()), Some(sacks[0].clone()));
         assert_eq!((hold.give(), hold.give()), (1, 2));
@@ -140,7 +162,7 @@ mod tests {
     #[test]
     fn nothing_waits_for_ever() {
         let now = crate::test_epoch();
-        let mut hold = Hold::new(MAX);
+        let mut hold = Hold::new(MAX, None);
         let sack = packet(SACK, 1);
         let one = std::slice::from_ref(&sack);
         assert_eq!((hold.give(), hold.pass(now, sack.clone())), (1, None));
@@ -154,7 +176,32 @@ mod tests {
         hold.take(1);
         hold.take(2);
         assert_eq!(polled(&mut hold), one);
-        let mut off = Hold::new(Duration::ZERO);
+        let mut off = Hold::new(Duration::ZERO, None);
         assert_eq!((off.give(), off.pass(now, sack.clone())), (0, Some(sack)));
+    }
+
+    #[test]
+    fn who_may_be_cut_off_acknowledges_nothing() {
+        let now = crate::test_epoch();
+        let reach = Reach::new(now);
+        let mut hold = Hold::new(MAX, Some(reach.clone()));
+        let sack = packet(SACK, 1);
+        let later = now + MAX / 2;
+        assert_eq!((hold.give(), hold.pass(later, sack.clone())), (1, None));
+        reach.heard(later - MAX / 4);
+        hold.handle_timeout(later + MAX);
+        assert_eq!(polled(&mut hold), [] as [Bytes; 0]);
+        assert_eq!(hold.deadline(), Some(later + MAX + LOOK));
+        // Who has it can be asked all the same.
+        assert_eq!(
+            (hold.give(), hold.pass(later + MAX, sack.clone())),
+            (2, None)
+        );
+        hold.take(1);
+        assert_eq!(polled(&mut hold), std::slice::from_ref(&sack));
+        reach.heard(later + MAX);
+        hold.handle_timeout(later + MAX * 2);
+        assert_eq!(polled(&mut hold), [sack]);
+        assert_eq!(hold.deadline(), None);
     }
 }

@@ -9,6 +9,15 @@ use crate::mesh::SignBook;
 const BOUND: Duration = Duration::from_millis(500);
 const LOST_AFTER: Duration = Duration::from_secs(10);
 
+const fn config() -> GuardConfig {
+    GuardConfig {
+        node: NodeId(2),
+        boot: BootId(1),
+        bound: BOUND,
+        lost_after: LOST_AFTER,
+    }
+}
+
 /// What a node does in the end that has had no direct answer of the leader for `since`, while node 3 answers, and
 /// by way of that the leader up to `echoed` ago.
 fn look(since: Duration, echoed: Option<Duration>) -> Deed {
@@ -17,13 +26,7 @@ fn look(since: Duration, echoed: Option<Duration>) -> Deed {
     let (leader, other) = (NodeId(1), NodeId(3));
     let mut signs = heard_at(start, [leader, other]);
     let world = World::new();
-    let config = GuardConfig {
-        node: NodeId(2),
-        boot: BootId(1),
-        bound: BOUND,
-        lost_after: LOST_AFTER,
-    };
-    let mut guard = Guard::new(config, Lease::new(start), start);
+    let mut guard = Guard::new(config(), Lease::new(start), start);
     let voters = BTreeSet::from([leader, NodeId(2), other]);
     // It holds its lease at first.
     guard.look(&view(start, &signs, &voters, &world.state), Ailment::None);
@@ -50,6 +53,48 @@ fn contact_with_the_leader_may_lead_by_way_of_another() {
     assert!(matches!(look(LOST_AFTER, late), Deed::Lapsed(_)));
 }
 
+/// A node that nobody answers asks its clients to go elsewhere, again if they stay, and not when it serves again.
+#[test]
+fn a_lease_that_stays_lapsed_keeps_no_clients() {
+    let start = Instant::now();
+    let (leader, other) = (NodeId(1), NodeId(3));
+    let voters = BTreeSet::from([leader, NodeId(2), other]);
+    let world = World::new();
+    let mut guard = Guard::new(config(), Lease::new(start), start);
+    let look = |at: Duration, answers: bool, guard: &mut Guard| {
+        let now = start + at;
+        let heard = if answers { now } else { start };
+        let mut signs = SignBook::default();
+        for node in [leader, other] {
+            signs.insert(node, start);
+            signs.answered(node, BootId(1), heard, Ailment::None, heard);
+        }
+        let view = view(now, &signs, &voters, &world.state);
+        match guard.look(&view, Ailment::None) {
+            Deed::Read => assert!(guard.returned(&view)),
+            deed => return deed,
+        }
+        Deed::None
+    };
+    // It has no lease yet, and nobody to send away.
+    assert_eq!(look(BOUND * 2, false, &mut guard), Deed::None);
+    assert_eq!(look(BOUND * 2 + AWAY_AFTER, false, &mut guard), Deed::None);
+    let begun = BOUND * 3 + AWAY_AFTER;
+    assert_eq!(look(begun, true, &mut guard), Deed::None);
+    let lapsed = begun + BOUND;
+    assert!(matches!(look(lapsed, false, &mut guard), Deed::Lapsed(_)));
+    let away = lapsed + AWAY_AFTER;
+    let before = away - Duration::from_millis(1);
+    assert_eq!(look(before, false, &mut guard), Deed::None);
+    assert_eq!(look(away, false, &mut guard), Deed::SendAway);
+    assert_eq!(look(away + BOUND, false, &mut guard), Deed::None);
+    assert_eq!(look(away + AGAIN, false, &mut guard), Deed::SendAway);
+    assert_eq!(look(away + AGAIN + BOUND, true, &mut guard), Deed::None);
+    let again = away + AGAIN * 2 + BOUND;
+    assert!(matches!(look(again, false, &mut guard), Deed::Lapsed(_)));
+    assert_eq!(look(again + BOUND, false, &mut guard), Deed::None);
+}
+
 /// A node is unwell, others take it for lost, and it is well again: it comes back, later where it was handed over for
 /// being unwell.
 #[test]
@@ -62,13 +107,7 @@ fn whoever_is_well_again_comes_back() {
         let (leader, other) = (NodeId(1), NodeId(3));
         let voters = BTreeSet::from([leader, NodeId(2), other]);
         let mut world = World::new();
-        let config = GuardConfig {
-            node: NodeId(2),
-            boot: BootId(1),
-            bound: BOUND,
-            lost_after: LOST_AFTER,
-        };
-        let mut guard = Guard::new(config, Lease::new(start), start);
+        let mut guard = Guard::new(config(), Lease::new(start), start);
         let signs = |at: Instant| {
             let mut signs = SignBook::default();
             for node in [leader, other] {

@@ -457,6 +457,24 @@ fn a_drained_session_goes_on_until_another_node_has_it() {
 }
 
 #[test]
+fn who_is_sent_away_has_no_session_here_any_more() {
+    let mut world = World::new();
+    let alice = world.enter("alice");
+    let bob = world.enter("bob");
+    world.seats[bob].take();
+    world.input(alice, Input::SendAway);
+    let told = leave(&world, alice).expect("told to resume");
+    assert_eq!(told.action, Action::Resume as i32);
+    let closed = world.seats[alice].closed.last();
+    assert!(matches!(closed, Some(Close::Session { .. })), "{closed:?}");
+    // Nobody has left; whoever can take the participant does.
+    assert_eq!(home(&world, "alice"), NodeId(1));
+    world.adopt("alice", parameters(true));
+    assert_eq!(home(&world, "alice"), NodeId(2));
+    assert!(world.seats[bob].take().is_empty(), "bob is told nothing");
+}
+
+#[test]
 fn only_its_own_client_may_have_a_session() {
     let mut world = World::new();
     world.enter("alice");
