@@ -371,6 +371,10 @@ async fn read(setting: Arc<Setting>) -> Vec<ReaderSession> {
         while client.is_connected() && client.resumes() == 0 && !setting.shift.is_released() {
             tokio::select! {
                 Some(message) = client.messages.recv() => {
+                    // It has resumed while this came: what is missing before it is nobody's fault.
+                    if client.resumes() > 0 {
+                        break;
+                    }
                     if let Some(number) = number(&message) {
                         session.numbers.push(number);
                         progress.read.fetch_max(number, Ordering::Relaxed);

@@ -146,6 +146,8 @@ pub struct Claimed {
     /// Highest number of the client's reliable messages that every node of the room has: the client
     /// sends again what came after it.
     pub last_sequence: u32,
+    /// Highest number that can have been acknowledged to the client: its data channels go on behind it.
+    pub acknowledged: u32,
 }
 
 /// Why a proposal came to nothing.

@@ -508,6 +508,7 @@ impl World {
         task.claimed = Some(Claimed {
             keepsake,
             last_sequence,
+            acknowledged: handover::acknowledged(&replies),
         });
         self.sessions_soon(id);
     }

@@ -140,6 +140,8 @@ struct LocalRoom {
     moved: BTreeMap<Identity, (ParticipantSid, Instant)>,
     /// Highest number of each sender's reliable messages that was passed on.
     passed: BTreeMap<ParticipantSid, u32>,
+    /// The same of messages that this node only keeps.
+    kept: BTreeMap<ParticipantSid, u32>,
     nonces: Nonces,
 }
 
@@ -152,6 +154,7 @@ impl Default for LocalRoom {
             again: BTreeMap::new(),
             moved: BTreeMap::new(),
             passed: BTreeMap::new(),
+            kept: BTreeMap::new(),
             nonces: Nonces::default(),
         }
     }
@@ -446,6 +449,7 @@ impl Rooms {
                 }
                 if let Some(local) = self.rooms.get_mut(name) {
                     local.passed.remove(&participant.sid);
+                    local.kept.remove(&participant.sid);
                 }
                 self.checkpoints.forget(&participant.sid);
             }
@@ -569,6 +573,8 @@ impl Rooms {
             }
             Some(sid) => {
                 let caches = if is_kept {
+                    let kept = local.kept.entry(message.from.clone()).or_default();
+                    *kept = message.sequence.max(*kept);
                     &mut local.moves
                 } else {
                     &mut local.again
@@ -724,6 +730,7 @@ impl Rooms {
             sessions.filter(|(other, _)| *other != sid)
         };
         let passed = local.and_then(|local| local.passed.get(sid).copied());
+        let kept = local.and_then(|local| local.kept.get(sid).copied());
         // A room that has begun here with sessions of other nodes says nothing of what was passed on before.
         let in_room = if passed.is_some() {
             others().next().is_some()
@@ -738,6 +745,7 @@ impl Rooms {
             keepsake: held.keepsake,
             in_room,
             last_sequence: passed.unwrap_or_default(),
+            reached: passed.into_iter().chain(kept).max().unwrap_or_default(),
             ..proto::ClaimReply::default()
         }
     }

@@ -766,6 +766,9 @@ async fn a_room_on_one_node_has_a_keeper() {
         kept.receive(now, Inbound { from, body });
     }
     assert!(is_safe.load(Ordering::Relaxed));
+    let held = kept.held(now, &"r".into(), &"PA_anna".into());
+    let numbers = (held.in_room, held.last_sequence, held.reached);
+    assert_eq!(numbers, (false, 0, 2), "it has nobody to pass it on to");
     let change = world.apply(Command::NodeLost {
         node: NodeId(1),
         boot: BootId(1),

@@ -234,6 +234,16 @@ pub fn last_sequence(replies: &[proto::ClaimReply]) -> u32 {
     })
 }
 
+/// Highest number of a client's reliable messages that can have been acknowledged to it, by what nodes say: whatever was is
+/// with all nodes of the room or, if there is none but its home, with the one that keeps its messages.
+#[must_use]
+pub fn acknowledged(replies: &[proto::ClaimReply]) -> u32 {
+    let of_room = replies.iter().filter(|reply| reply.in_room);
+    let least = of_room.map(|reply| reply.last_sequence).min();
+    let reached = || replies.iter().map(|reply| reply.reached).max();
+    least.or_else(reached).unwrap_or_default()
+}
+
 /// The reply of the newest epoch among those that have what is looked for: older homes and standbys
 /// still hold what they had.
 pub fn newest(
@@ -429,6 +439,17 @@ mod tests {
         assert_eq!(kept.map(|reply| &reply.keepsake[..]), Some(&b"new"[..]));
         assert_eq!(newest(&replies, |_| true).map(|reply| reply.epoch), Some(6));
         assert_eq!(last_sequence(&replies), 7);
+        assert_eq!(acknowledged(&replies), 7);
+        let keeper = |reached| proto::ClaimReply {
+            reached,
+            ..proto::ClaimReply::default()
+        };
+        assert_eq!(acknowledged(&[keeper(3), keeper(8)]), 8);
+        assert_eq!(
+            last_sequence(&[keeper(8)]),
+            0,
+            "nobody but the keeper has them"
+        );
         assert_eq!(last_sequence(&[]), 0);
         let alone = [reply(6, b"", false, 92), reply(5, b"", false, 0)];
         assert_eq!(last_sequence(&alone), 1, "from the second on");

@@ -155,6 +155,7 @@ impl Sessions {
         let claimed = Claimed {
             keepsake: kept.and_then(|kept| self.vault.open_keepsake(sid, &kept.keepsake)),
             last_sequence,
+            acknowledged: handover::acknowledged(&replies),
         };
         let has_keys = transports.publisher.is_some() || transports.subscriber.is_some();
         let how = if is_lent {
@@ -172,6 +173,7 @@ impl Sessions {
             keys = has_keys,
             lent = is_lent,
             last_sequence = claimed.last_sequence,
+            acknowledged = claimed.acknowledged,
             "claimed a session"
         );
         (claimed, transports)

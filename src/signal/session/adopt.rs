@@ -344,7 +344,8 @@ impl Live {
         self.subscribed.set_wishes(keepsake.wishes);
         // What was on its way to the client may have been lost with the former home: only the client
         // can say what it has, and does in `sync_state`.
-        self.channels.go_on(claimed.last_sequence);
+        self.channels
+            .go_on(claimed.last_sequence, claimed.acknowledged);
         (self.held, self.held_bytes) = (data, bytes);
     }
 
@@ -367,7 +368,7 @@ impl Live {
             return;
         }
         core.peers_pending = false;
-        let sequence = self.channels.last_sequence();
+        let sequence = self.channels.acknowledged();
         core.media(media::Command::CreatePeers {
             single: core.single,
             negotiated_channels: join::negotiates_channels(core),

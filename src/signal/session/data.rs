@@ -23,6 +23,8 @@ pub(super) struct Channels {
     queue_bytes_max: usize,
     /// Highest number accepted from the client.
     sequence: u32,
+    /// Highest number that a former home can have acknowledged to the client.
+    acknowledged: u32,
     /// Highest number handed to the client, per sender.
     received: BTreeMap<ParticipantSid, u32>,
 }
@@ -44,6 +46,7 @@ impl Channels {
             queues: Default::default(),
             queue_bytes_max,
             sequence: 0,
+            acknowledged: 0,
             received: BTreeMap::new(),
         }
     }
@@ -67,9 +70,16 @@ impl Channels {
         self.received.get(sender).copied().unwrap_or_default()
     }
 
-    /// Goes on where a former home was: this is the highest number accepted from the client.
-    pub(super) fn go_on(&mut self, sequence: u32) {
+    /// Highest number that the client may have forgotten, since its message was acknowledged.
+    pub(super) fn acknowledged(&self) -> u32 {
+        self.acknowledged.max(self.sequence)
+    }
+
+    /// Goes on where a former home was: with the highest number accepted from the client, and the highest that
+    /// can have been acknowledged.
+    pub(super) fn go_on(&mut self, sequence: u32, acknowledged: u32) {
         self.sequence = sequence;
+        self.acknowledged = acknowledged;
     }
 }
 

@@ -233,6 +233,7 @@ impl World {
             Input::Claimed(Box::new(Claimed {
                 keepsake: None,
                 last_sequence: 7,
+                acknowledged: 9,
             })),
         );
         seat

@@ -390,6 +390,7 @@ impl World {
                 let claimed = Claimed {
                     keepsake: None,
                     last_sequence: draw.u32(),
+                    acknowledged: u32::from(draw.byte()),
                 };
                 self.input(seat, Input::Claimed(Box::new(claimed)));
             }

@@ -18,9 +18,9 @@ use super::wire::{self, Chunk, Data, Packet, is_before};
 pub(super) const FIRST: u32 = 1 << 30;
 /// Streams of a client; it has three channels.
 const STREAMS_MAX: usize = 64;
-/// The client sends again after 3 s at the latest. When data keeps coming and nothing comes twice
-/// for longer than this, the search has no end.
-const SEARCH_MAX: Duration = Duration::from_secs(4);
+/// The client sends again after 3 s at the latest, or 4 s where it has waited for a node that was cut off. When
+/// data keeps coming and nothing comes twice for longer than this, the search has no end.
+const SEARCH_MAX: Duration = Duration::from_secs(8);
 /// A chunk that is missing for so long is not sent again: the former node had it and said so. Longer
 /// than the timers of LiveKit's SDKs, which end after 3 s at the latest.
 const GAP_MAX: Duration = Duration::from_secs(4);

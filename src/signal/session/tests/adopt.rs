@@ -387,6 +387,7 @@ fn how_tracks_are_wanted_moves_along() {
     let claimed = Claimed {
         keepsake: Some(kept.clone()),
         last_sequence: 0,
+        acknowledged: 0,
     };
     world.input(next, Input::Claimed(Box::new(claimed)));
     world.ask(next, Asked::SyncState(sync_state(&[])));
