@@ -158,6 +158,8 @@ impl GroupConfig {
             // Small steps: a purge of thousands of keys takes tens of milliseconds.
             purge_batch_size: (self.snapshot_entries / 8).clamp(1, 256),
             enable_pre_vote: Some(true),
+            // Not before the log says that this node's data is a member's (`follow_members`).
+            enable_elect: false,
             // The committed index is not synced to disk on its own, so a restarted leader must not
             // lead without an election.
             enable_leader_restore: Some(false),

@@ -33,7 +33,7 @@ use crate::proposer::{COMMAND_MAX, Driver, Leader, Stamp, Verdict, append};
 use crate::reader::{READS_MAX, Reader, Waiting};
 use crate::status::StateHash;
 use crate::stop::stopped;
-use crate::types::{Batch, Member, Metrics, Raft, TypeConfig};
+use crate::types::{Batch, Member, Metrics, Raft, StoredMembership, TypeConfig};
 
 /// How long a stopping leader waits for another to take over.
 const HANDOVER: Duration = Duration::from_millis(1500);
@@ -479,8 +479,9 @@ impl Core {
             stop: self.stop.subscribe(),
         };
         tokio::spawn(driver.run(queued));
-        tokio::spawn(follow_addresses(
+        tokio::spawn(follow_members(
             self.raft.clone(),
+            (self.config.node, self.local.incarnation),
             self.network.addresses.clone(),
             self.stop.subscribe(),
         ));
@@ -581,12 +582,30 @@ impl Core {
     }
 }
 
-/// Keeps the addresses of the members, as the newest configuration in the log has them.
-async fn follow_addresses(raft: Raft, addresses: Addresses, mut stop: watch::Receiver<bool>) {
+/// Whether a node is a member with these data.
+pub(crate) fn is_with_data(members: &StoredMembership, node: NodeId, incarnation: u64) -> bool {
+    let known = members.get_node(&node);
+    known.is_some_and(|known| known.incarnation == incarnation)
+}
+
+/// Keeps the addresses of the members, as the newest configuration in the log has them, and lets this node stand for
+/// election once that has it with its own data.
+///
+/// A node that lost its data and joined anew under its id meets its former self on its way through the log, as a voter and
+/// perhaps the only one. Standing for election then, it would win without asking anybody and write over what
+/// was agreed on.
+async fn follow_members(
+    raft: Raft,
+    (node, incarnation): (NodeId, u64),
+    addresses: Addresses,
+    mut stop: watch::Receiver<bool>,
+) {
     let mut metrics = raft.server_metrics();
     loop {
         let config = Arc::clone(&metrics.borrow_watched().membership_config);
         addresses.set(config.membership().nodes());
+        let is_own = is_with_data(&config, node, incarnation);
+        raft.runtime_config().elect(is_own);
         tokio::select! {
             () = stopped(&mut stop) => return,
             changed = metrics.changed() => if changed.is_err() {

@@ -17,7 +17,7 @@ use tonic::{Code, Status};
 
 use crate::channels::{Lane, PeerChannel};
 use crate::error::{ChangeError, JoinError};
-use crate::group::{Core, Group};
+use crate::group::{Core, Group, is_with_data};
 use crate::network::within;
 use crate::proposer::Leader;
 use crate::proto;
@@ -138,8 +138,9 @@ impl Group {
     }
 
     /// Removes a node from the group; a live learner takes its place if it was a voter, and a leader
-    /// hands over first. The node's id must not be used again. What the state says about the node
-    /// is changed by `Command::RemoveNode`.
+    /// hands over first. Its id may be used again, by other data: messages name their receiver's, and a
+    /// node does not stand for election before the log has it with its own. What the state says about the
+    /// node is changed by `Command::RemoveNode`.
     pub async fn remove_node(&self, node: NodeId) -> Result<(), ChangeError> {
         self.change(Change::RemoveNode(node.0)).await
     }
@@ -162,10 +163,9 @@ impl Group {
     pub async fn campaign(&self, gone: NodeId) -> Result<(), ChangeError> {
         let core = &self.core;
         let metrics = core.metrics();
-        let votes = metrics
-            .membership_config
-            .voter_ids()
-            .any(|id| id == core.config.node);
+        let members = &metrics.membership_config;
+        let votes = members.voter_ids().any(|id| id == core.config.node)
+            && is_with_data(members, core.config.node, core.local.incarnation);
         if metrics.current_leader != Some(gone) || gone == core.config.node || !votes {
             return Ok(());
         }
@@ -406,7 +406,7 @@ impl Core {
         } else {
             format!(
                 "node id {node} belongs to the node at {}, which does not answer now: give this node \
-                 another id (an id is never used again), and remove node {node} if it is gone",
+                 another id, and remove node {node} if it is gone",
                 known.address
             )
         }

@@ -123,7 +123,13 @@ pub(crate) fn conduct(
             break;
         }
     }
-    let seen = work.end(&mut world).context("the end of the workload")?;
+    let seen = match work.end(&mut world) {
+        Ok(seen) => seen,
+        Err(failure) => {
+            world.keep_logs(&folder.join("logs"))?;
+            return Err(failure.context("the end of the workload"));
+        }
+    };
     let network = world.control.stats();
     let operations = history.operations();
     let planned: BTreeSet<Class> = plan.steps().map(|step| step.class).collect();

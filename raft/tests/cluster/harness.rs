@@ -160,6 +160,17 @@ impl Cluster {
         drop(self.nodes.remove(&id).expect("runs"));
     }
 
+    /// Ends a node, and its data folder.
+    pub(crate) async fn wipe(&mut self, id: u64) {
+        self.kill(id);
+        let data = self.data(id);
+        // Tasks of the killed node may still be about to create files.
+        eventually("the folder is gone", || {
+            std::fs::remove_dir_all(&data).is_ok() || !data.exists()
+        })
+        .await;
+    }
+
     /// Ends a node in an orderly way.
     pub(crate) async fn stop(&mut self, id: u64) {
         let mut node = self.nodes.remove(&id).expect("runs");

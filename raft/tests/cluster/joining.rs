@@ -1,5 +1,6 @@
 //! What joining checks, and what it says.
 
+use flotilla_model::command::{Command, CreateRoom};
 use flotilla_model::id::NodeId;
 use flotilla_raft::{BootstrapError, ChannelsConfig, JoinError, ProposeError, Tls};
 use flotilla_storage::{Identity, Storage};
@@ -52,13 +53,7 @@ async fn a_wiped_node_cannot_come_back_under_its_id() {
         .await
         .expect("applied");
     let wiped = cluster.follower().await;
-    cluster.kill(wiped);
-    let data = cluster.data(wiped);
-    // Tasks of the killed node may still be about to create files.
-    eventually("the folder is gone", || {
-        std::fs::remove_dir_all(&data).is_ok() || !data.exists()
-    })
-    .await;
+    cluster.wipe(wiped).await;
     let seeds = [cluster.any().address.clone()];
     cluster.start(wiped).await;
     let error = refused(cluster.nodes[&wiped].join(&seeds).await);
@@ -71,6 +66,58 @@ async fn a_wiped_node_cannot_come_back_under_its_id() {
     cluster
         .any()
         .propose(create("more"))
+        .await
+        .expect("applied");
+}
+
+/// On its way through the log it meets the membership in which it was the only voter, under its id and with other data.
+#[tokio::test]
+async fn a_wiped_founder_that_was_removed_comes_back_as_a_new_node() {
+    let mut cluster = Cluster::new(|_| {});
+    cluster.start(1).await;
+    cluster.nodes[&1].bootstrap().await;
+    // Enough that it stays at this membership for a while.
+    for number in 0..1000 {
+        let Command::CreateRoom(room) = create(&format!("early {number}")) else {
+            unreachable!("it is one");
+        };
+        let large = Command::CreateRoom(CreateRoom {
+            metadata: "m".repeat(20_000),
+            ..room
+        });
+        cluster.nodes[&1].propose(large).await.expect("applied");
+    }
+    for id in [2, 3] {
+        cluster.start(id).await;
+        let seeds = [cluster.nodes[&1].address.clone()];
+        cluster.nodes[&id].join(&seeds).await.expect("joins");
+    }
+    cluster.await_voters(3).await;
+    cluster.wipe(1).await;
+    let leader = cluster.leader().await;
+    let group = cluster.nodes[&leader].group.clone();
+    let removed = async move { group.remove_node(NodeId(1)).await };
+    cluster.nodes[&leader].on(removed).await.expect("removed");
+    cluster.await_voters(2).await;
+    let term = cluster.nodes[&leader].group.status().term;
+    cluster.start(1).await;
+    let seeds = [cluster.nodes[&leader].address.clone()];
+    cluster.nodes[&1].join(&seeds).await.expect("joins");
+    cluster.await_voters(3).await;
+    cluster.await_equal().await;
+    let status = cluster.nodes[&leader].group.status();
+    assert_eq!((status.leader, status.term), (Some(NodeId(leader)), term));
+    // It has all rights of a voter.
+    let other = 5 - leader;
+    cluster.kill(leader);
+    cluster.nodes[&other]
+        .propose(create("late"))
+        .await
+        .expect("applied");
+    cluster.kill(other);
+    cluster.start(leader).await;
+    cluster.nodes[&1]
+        .propose(create("later"))
         .await
         .expect("applied");
 }
