@@ -157,6 +157,14 @@ pub enum Command {
         /// Which peer.
         peer: PeerId,
     },
+    /// Nothing is sent to a client any more that another node may serve by now, and none of its data messages is taken; or
+    /// all of it again, what waited included.
+    SetQuiet {
+        /// Which peer.
+        peer: PeerId,
+        /// Nothing is sent.
+        quiet: bool,
+    },
     /// A client's trickled candidate (`a=candidate` value). ICE-lite learns addresses from checks,
     /// so this is only checked and counted.
     Candidate {

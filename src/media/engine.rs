@@ -422,6 +422,9 @@ impl Engine {
     fn handle_dtls(&mut self, now: Instant, from: SocketAddr, bytes: &[u8]) -> Result<(), Discard> {
         let id = self.addresses.get(from).ok_or(Discard::UnknownPeer)?;
         let peer = self.peers.get_mut(&id).ok_or(Discard::UnknownPeer)?;
+        if peer.quiet {
+            return Err(Discard::NotConnected);
+        }
         let outcome = peer.transport.handle_dtls(now, from, bytes);
         self.advance(now, id);
         outcome
@@ -437,8 +440,11 @@ impl Engine {
             return;
         };
         // What does not fit waits in the transport: the deadline is now.
-        let mut is_backed_up = self.transmits.is_nearly_full();
-        while !is_backed_up && let Some((to, bytes)) = peer.transport.poll_transmit() {
+        let mut is_backed_up = self.transmits.is_nearly_full() && !peer.quiet;
+        while !is_backed_up
+            && !peer.quiet
+            && let Some((to, bytes)) = peer.transport.poll_transmit()
+        {
             self.transmits.push(to, &bytes);
             is_backed_up = self.transmits.is_nearly_full();
         }

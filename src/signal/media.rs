@@ -84,6 +84,11 @@ pub enum Command {
     },
     /// v0: offer again on the subscriber connection with new ICE credentials.
     RestartIce,
+    /// Another node may serve the client by now: nothing is sent to it, and no data message of it is taken.
+    SetQuiet {
+        /// As said; otherwise it is served again.
+        quiet: bool,
+    },
     /// Client's candidate.
     Candidate {
         /// Which connection.

@@ -129,8 +129,8 @@ pub enum Input<'a> {
     /// The node is being emptied: the client is asked to resume, which brings it to another node. The
     /// session goes on until that one has it.
     Drain,
-    /// The node has been unable to serve for some time and does not know who serves the participant: the client
-    /// is asked to resume, and the session ends at once, without a word to anybody else.
+    /// The node has been unable to serve for some time and does not know who serves the participant: the client is
+    /// asked to resume, and is sent nothing from when it has gone until it comes back.
     SendAway,
     /// The node stops.
     Shutdown,
@@ -298,7 +298,7 @@ impl Session {
             Input::Event { change, room } => self.handle_event(now, change, room),
             Input::SignalClosed => self.handle_signal_closed(now),
             Input::Drain => self.handle_drain(now),
-            Input::SendAway => self.handle_send_away(),
+            Input::SendAway => self.handle_send_away(now),
             Input::Shutdown => self.handle_shutdown(),
             Input::Resume(resuming) => self.handle_resume(now, *resuming),
             other => match &mut self.phase {

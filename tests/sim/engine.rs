@@ -23,6 +23,8 @@ pub struct Peer {
     pub client: usize,
     /// Media is up.
     pub connected: bool,
+    /// Another node may serve its client.
+    pub quiet: bool,
     /// Tracks that it publishes, by epoch.
     pub tracks: BTreeMap<TrackSid, Epoch>,
     /// Tracks that it is sent.
@@ -119,6 +121,7 @@ impl World {
             let peer = Peer {
                 client,
                 connected: false,
+                quiet: false,
                 tracks: BTreeMap::new(),
                 subscribed: BTreeSet::new(),
             };
@@ -151,11 +154,13 @@ impl World {
             media::Command::Unsubscribe { track } => {
                 peer.subscribed.remove(&track);
             }
+            media::Command::SetQuiet { quiet } => peer.quiet = quiet,
             media::Command::SendData {
                 channel: Channel::Reliable,
                 payload,
             } => {
-                if self.may_send(id) && !self.process(id).has_held(key) {
+                let is_quiet = peer.quiet;
+                if self.may_send(id) && !is_quiet && !self.process(id).has_held(key) {
                     let association = Association {
                         node: id,
                         boot,
@@ -281,7 +286,7 @@ impl World {
             .engine
             .peers
             .iter()
-            .filter(|(_, peer)| peer.connected && peer.subscribed.contains(track))
+            .filter(|(_, peer)| peer.connected && !peer.quiet && peer.subscribed.contains(track))
             .map(|(key, peer)| (*key, peer.client))
             .collect();
         for (key, client) in subscribers {

@@ -41,6 +41,12 @@ impl Engine {
             Command::Offer { peer, id, sdp } => self.take_offer(now, peer, id, &sdp),
             Command::Answer { peer, id, sdp } => self.take_answer(now, peer, id, &sdp),
             Command::RestartIce { peer } => self.restart_ice(now, peer),
+            Command::SetQuiet { peer: id, quiet } => {
+                if let Some(peer) = self.peers.get_mut(&id) {
+                    peer.quiet = quiet;
+                    self.advance(now, id);
+                }
+            }
             Command::Candidate { candidate, .. } => self.take_candidate(&candidate),
             Command::Publish { peer, track, epoch } => self.publish(now, peer, track, epoch),
             Command::Unpublish { track } => self.unpublish(now, &track),

@@ -94,6 +94,8 @@ pub(super) struct Peer {
     pub(super) is_restored: bool,
     /// Continues one whose client does not know.
     pub(super) is_unmissed: bool,
+    /// Another node may serve its client.
+    pub(super) quiet: bool,
     opens_channels: bool,
     pub(super) described: Described,
     pub(super) checkpoint: Checkpoint,
@@ -132,6 +134,7 @@ impl Peer {
             addresses: Vec::new(),
             is_restored,
             is_unmissed: false,
+            quiet: false,
             opens_channels,
             described: Described::default(),
             checkpoint: Checkpoint::default(),
@@ -174,6 +177,7 @@ impl Peer {
             addresses: Vec::new(),
             is_restored: true,
             is_unmissed: true,
+            quiet: false,
             opens_channels,
             described,
             checkpoint: Checkpoint::default(),

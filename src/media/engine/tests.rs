@@ -487,6 +487,30 @@ fn a_resumed_v0_subscriber_is_offered_new_credentials() {
 }
 
 #[test]
+fn a_quiet_peer_is_sent_nothing_until_it_is_served_again() {
+    let mut world = World::new(1);
+    let alice = publisher(&mut world, 0);
+    let bob = world.client(0, PeerRole::Single);
+    world.subscribe(bob, "TR_AM");
+    world.offer(bob, captures::PY_V1_JOIN);
+    world.run(MOMENT);
+    play(&mut world, alice, 0..10);
+    let before = world.clients[bob].rtp.len();
+    assert!(before > 0);
+    let quiet = |quiet| Command::SetQuiet {
+        peer: peer(bob),
+        quiet,
+    };
+    world.command(0, quiet(true));
+    play(&mut world, alice, 10..40);
+    world.run(Duration::from_secs(3));
+    assert_eq!(world.clients[bob].rtp.len(), before, "not even reports");
+    world.command(0, quiet(false));
+    play(&mut world, alice, 40..60);
+    assert!(world.clients[bob].rtp.len() >= before + 15);
+}
+
+#[test]
 fn a_closed_peer_leaves_nothing_behind() {
     let mut world = World::new(1);
     let alice = publisher(&mut world, 0);

@@ -35,7 +35,7 @@ impl<'a> PeerWire<'a> {
         let Some(peer) = self.peers.get_mut(&peer) else {
             return;
         };
-        let Some(to) = peer.transport.destination() else {
+        let Some(to) = peer.transport.destination().filter(|_| !peer.quiet) else {
             return;
         };
         let Some(sender) = peer.transport.sender() else {

@@ -20,7 +20,7 @@ const WELL_FOR: Duration = Duration::from_secs(10);
 /// A node whose lease has been over for so long keeps its clients no longer: whoever can take its participants
 /// has done so.
 pub const AWAY_AFTER: Duration = Duration::from_secs(3);
-/// Clients that stay all the same are asked again after this time.
+/// Clients that stay all the same are asked once more after this time.
 const AGAIN: Duration = Duration::from_secs(10);
 
 /// Who is guarded, and the bounds.
@@ -47,7 +47,7 @@ pub enum Deed {
     Read,
     /// The lease has just ended for the first reason, and the log is to be read.
     LapsedAndRead(&'static str),
-    /// Clients are to be asked to resume elsewhere: they reach this node, and it has no media for them.
+    /// Clients are to be asked to resume elsewhere: they reach this node, and it has nothing of others for them.
     SendAway,
 }
 
@@ -83,6 +83,8 @@ pub struct Guard {
     led_at: Instant,
     /// When clients are sent away, while the lease is over.
     away_at: Option<Instant>,
+    /// Those that stay then are asked again.
+    asks_again: bool,
 }
 
 impl Guard {
@@ -96,6 +98,7 @@ impl Guard {
             well_since: now,
             led_at: now,
             away_at: None,
+            asks_again: false,
         }
     }
 
@@ -103,12 +106,16 @@ impl Guard {
     pub fn look(&mut self, view: &View<'_>, ailment: Ailment) -> Deed {
         let deed = self.look_at_lease(view, ailment);
         match deed {
-            Deed::Lapsed(_) | Deed::LapsedAndRead(_) => self.away_at = Some(view.now + AWAY_AFTER),
+            Deed::Lapsed(_) | Deed::LapsedAndRead(_) => {
+                self.away_at = Some(view.now + AWAY_AFTER);
+                self.asks_again = true;
+            }
             // A node that can read the log is on its way back, or its sessions hear who has them.
             Deed::Read | Deed::SendAway => {}
             Deed::None => {
                 if self.away_at.take_if(|at| *at <= view.now).is_some() {
-                    self.away_at = Some(view.now + AGAIN);
+                    let asks_again = std::mem::take(&mut self.asks_again);
+                    self.away_at = asks_again.then(|| view.now + AGAIN);
                     return Deed::SendAway;
                 }
             }

@@ -156,6 +156,12 @@ pub fn command(
         Command::RestartIce => engine::Command::RestartIce {
             peer: of(Target::Subscriber),
         },
+        Command::SetQuiet { quiet } => {
+            let peers = [Target::Publisher, Target::Subscriber].map(of);
+            return peers
+                .map(|peer| engine::Command::SetQuiet { peer, quiet })
+                .into();
+        }
         Command::Candidate { target, candidate } => engine::Command::Candidate {
             peer: of(target),
             candidate,

@@ -15,6 +15,7 @@ use super::live::Live;
 use super::proposals::Purpose;
 use super::{Input, Output, Phase, Session};
 use crate::connect::HttpError;
+use crate::media;
 
 /// So long a client is left alone after a resume. SDKs consider one under way until the media has been up
 /// for some time, two to four seconds, and take a connection that closes before that for its failure:
@@ -147,13 +148,18 @@ impl Session {
         Flow::Stay
     }
 
-    /// Nobody here knows who serves the participant by now, and that one has begun without this session.
-    pub(super) fn handle_send_away(&mut self) -> Flow {
-        if let Phase::Live(_) = &self.phase {
-            hand_over(&mut self.core)
-        } else {
-            Flow::Stay
+    /// Nobody here knows who serves the participant by now, and that one begins without a word from this session. A client
+    /// that finds nobody comes back, and goes on here.
+    pub(super) fn handle_send_away(&mut self, now: Instant) -> Flow {
+        if let Phase::Live(live) = &mut self.phase {
+            live.sent_away = true;
+            if self.core.connected {
+                live.drain(&mut self.core, now);
+            } else {
+                self.core.media(media::Command::SetQuiet { quiet: true });
+            }
         }
+        Flow::Stay
     }
 
     /// The node stops: clients come back through another one.

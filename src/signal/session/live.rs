@@ -48,6 +48,8 @@ pub(super) struct Live {
     pub(super) resumed_at: Option<Instant>,
     /// When it is to be asked to resume.
     pub(super) drain_at: Option<Instant>,
+    /// The client was asked to go where it is served, since this node cannot: once it has gone, nothing is sent to it.
+    pub(super) sent_away: bool,
     /// Why it will have been given up then.
     pub(super) leave_reason: LeaveReason,
     /// A test wants its signal connection closed at the next resume.
@@ -73,6 +75,7 @@ impl Live {
             resume_by: None,
             resumed_at: None,
             drain_at: None,
+            sent_away: false,
             leave_reason: LeaveReason::SignalClose,
             disconnect_on_resume: None,
             speech_until: None,

@@ -457,8 +457,18 @@ fn a_drained_session_goes_on_until_another_node_has_it() {
     assert!(world.seats[bob].take().is_empty(), "bob is told nothing");
 }
 
+/// What the engine is told of a client that its node sent away.
+fn quiet(world: &mut World, seat: usize) -> Vec<bool> {
+    let commands = world.seats[seat].media.drain(..);
+    let quiet = commands.filter_map(|command| match command {
+        media::Command::SetQuiet { quiet } => Some(quiet),
+        _ => None,
+    });
+    quiet.collect()
+}
+
 #[test]
-fn who_is_sent_away_has_no_session_here_any_more() {
+fn who_is_sent_away_hears_nothing_from_here_once_gone() {
     let mut world = World::new();
     let alice = world.enter("alice");
     let bob = world.enter("bob");
@@ -466,10 +476,21 @@ fn who_is_sent_away_has_no_session_here_any_more() {
     world.input(alice, Input::SendAway);
     let told = leave(&world, alice).expect("told to resume");
     assert_eq!(told.action, Action::Resume as i32);
-    let closed = world.seats[alice].closed.last();
-    assert!(matches!(closed, Some(Close::Session { .. })), "{closed:?}");
-    // Nobody has left; whoever can take the participant does.
-    assert_eq!(home(&world, "alice"), NodeId(1));
+    assert_eq!(
+        quiet(&mut world, alice),
+        [] as [bool; 0],
+        "it is still here"
+    );
+    world.input(alice, Input::SignalClosed);
+    assert_eq!(quiet(&mut world, alice), [true]);
+    // It found nobody, and goes on here.
+    world.resume(alice, parameters(true));
+    assert_eq!(quiet(&mut world, alice), [false]);
+    world.input(alice, Input::SignalClosed);
+    assert_eq!(quiet(&mut world, alice), [] as [bool; 0], "as any other");
+    // It has no connection now, and may be elsewhere by the time it has one.
+    world.input(alice, Input::SendAway);
+    assert_eq!(quiet(&mut world, alice), [true]);
     world.adopt("alice", parameters(true));
     assert_eq!(home(&world, "alice"), NodeId(2));
     assert!(world.seats[bob].take().is_empty(), "bob is told nothing");
