@@ -114,6 +114,14 @@ pub struct StateHash {
 }
 
 impl Group {
+    /// Now, and no earlier than anything that has happened here: the wall clock, unless the last applied command is
+    /// stamped later. What is to reach everything up to now must not go by a clock that is behind.
+    #[must_use]
+    pub fn time(&self) -> UnixMillis {
+        let applied = self.core.history.applied().at;
+        self.core.config.clock.now().max(applied)
+    }
+
     /// The group as this node sees it. Cheap; see [`Group::state_hash`] for the hash.
     #[must_use]
     pub fn status(&self) -> Status {

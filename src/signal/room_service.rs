@@ -93,7 +93,7 @@ pub struct ApiRequest<'a> {
     pub claims: &'a Claims,
     /// The node's configuration.
     pub config: &'a SessionConfig,
-    /// Wall clock.
+    /// Now, and no earlier than anything the node has seen: tokens issued before are revoked by default.
     pub now: UnixMillis,
 }
 

@@ -122,6 +122,27 @@ async fn a_wiped_founder_that_was_removed_comes_back_as_a_new_node() {
         .expect("applied");
 }
 
+/// What a node revokes up to now is not what its own clock says if that is behind.
+#[tokio::test]
+async fn a_clock_that_falls_behind_does_not_say_what_time_it_is() {
+    let mut cluster = Cluster::of(1, |_| {}).await;
+    let seeds = [cluster.nodes[&1].address.clone()];
+    let clock = flotilla_raft::Clock::default();
+    let own = clock.clone();
+    cluster
+        .start_with(2, move |config| config.clock = own)
+        .await;
+    cluster.nodes[&2].join(&seeds).await.expect("joins");
+    clock.set_offset(-60_000);
+    let node = &cluster.nodes[&2];
+    node.propose(create("room")).await.expect("applied");
+    let applied = node.group.status().applied_at;
+    assert!(clock.now() < applied, "it is behind");
+    assert_eq!(node.group.time(), applied);
+    clock.set_offset(0);
+    assert!(node.group.time() >= applied);
+}
+
 #[tokio::test]
 async fn a_skewed_clock_is_named() {
     let mut cluster = Cluster::of(1, |_| {}).await;

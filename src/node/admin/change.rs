@@ -1,6 +1,6 @@
 //! What operators have the cluster do.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use flotilla_model::cluster::NodeState;
 use flotilla_model::command::{Command, Rejection, Reply};
@@ -183,7 +183,7 @@ impl AdminService {
             identity,
             sid: None,
             reason: LeaveReason::ParticipantRemoved,
-            revoke_before: request.revoke_tokens.then(now),
+            revoke_before: request.revoke_tokens.then(|| self.next_second()),
         };
         let removed = self.propose(leave).await;
         let reply = removed.map_err(|error| error::of_proposal(&error))?;
@@ -192,6 +192,12 @@ impl AdminService {
             position: self.position_now(),
             room_version: reply.version.0,
         })
+    }
+
+    /// Tokens are dated in seconds: the second that has begun is over for them.
+    fn next_second(&self) -> UnixMillis {
+        let seconds = self.context.group.time().0 / 1000;
+        UnixMillis((seconds + 1) * 1000)
     }
 
     async fn propose(&self, command: Command) -> Result<Reply, ProposeError> {
@@ -207,11 +213,4 @@ fn node_id(id: u64) -> Result<NodeId, Status> {
         ));
     }
     Ok(NodeId(id))
-}
-
-/// Tokens are dated in seconds: the second that has begun is over for them.
-fn now() -> UnixMillis {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    let seconds = since.map_or(0, |since| since.as_secs());
-    UnixMillis((seconds + 1) * 1000)
 }

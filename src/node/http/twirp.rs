@@ -107,7 +107,7 @@ async fn answer(
         body,
         claims: &claims,
         config: &shared.sessions.config,
-        now,
+        now: shared.group.time(),
     };
     let body = match room_service::parse(&request, &mut IdSource::new(seed))? {
         Call::Propose { command, answer } => {
