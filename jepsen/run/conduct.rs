@@ -32,6 +32,8 @@ const BASELINE_RATE_MIN: f64 = 10.0;
 const REST: Duration = Duration::from_millis(700);
 /// So many keys are judged by search as well.
 const SEARCHED: usize = 40;
+/// Media that is silent for longer is worth a look into the logs, milliseconds.
+const SILENCE_MS: f64 = 10_000.0;
 
 /// What came of a run.
 #[derive(Serialize)]
@@ -139,18 +141,20 @@ pub(crate) fn conduct(
     panics.looked_at = format!("the nodes' logs; {} kinds of errors in them", errors.len());
     panics.extend(world.panics());
     opinions.push(panics);
-    if opinions.iter().any(|one| one.count > 0) {
+    let gaps_ms: Vec<Vec<f64>> = stage
+        .faults
+        .iter()
+        .map(|fault| seen.gaps_ms(fault))
+        .collect();
+    let is_silent = gaps_ms.iter().flatten().any(|gap| *gap > SILENCE_MS);
+    if is_silent || opinions.iter().any(|one| one.count > 0) {
         world.keep_logs(&folder.join("logs"))?;
     }
     if let Err(failure) = world.stop() {
         say(&format!("stopping: {failure:#}"));
     }
     Ok(Outcome {
-        gaps_ms: stage
-            .faults
-            .iter()
-            .map(|fault| seen.gaps_ms(fault))
-            .collect(),
+        gaps_ms,
         resumes: seen.probes.iter().map(|probe| probe.resumes).sum(),
         rejoins: seen.probes.iter().map(|probe| probe.rejoins).sum(),
         probes: seen.probes,
