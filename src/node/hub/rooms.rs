@@ -167,8 +167,7 @@ impl LocalRoom {
         if message.sequence == 0 || message.channel != Channel::Reliable {
             return;
         }
-        let passed = self.passed.entry(message.from.clone()).or_default();
-        *passed = message.sequence.max(*passed);
+        raise(&mut self.passed, message);
         keep(&mut self.moves, from, sent);
     }
 
@@ -179,6 +178,12 @@ impl LocalRoom {
         let is_recent = |at: &Instant| now.saturating_duration_since(*at) < Cache::MOVE_AGE_MAX;
         self.moved.retain(|_, (_, at)| is_recent(at));
     }
+}
+
+/// The message's number, if it is its sender's highest.
+fn raise(numbers: &mut BTreeMap<ParticipantSid, u32>, message: &DataOut) {
+    let highest = numbers.entry(message.from.clone()).or_default();
+    *highest = message.sequence.max(*highest);
 }
 
 /// A message may have to be sent again.
@@ -573,8 +578,7 @@ impl Rooms {
             }
             Some(sid) => {
                 let caches = if is_kept {
-                    let kept = local.kept.entry(message.from.clone()).or_default();
-                    *kept = message.sequence.max(*kept);
+                    raise(&mut local.kept, &message);
                     &mut local.moves
                 } else {
                     &mut local.again

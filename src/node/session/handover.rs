@@ -225,10 +225,8 @@ impl Vault {
 /// 1 for a client that has sent something, 0 for one that may have sent nothing.
 #[must_use]
 pub fn last_sequence(replies: &[proto::ClaimReply]) -> u32 {
-    let of_room = replies.iter().filter(|reply| reply.in_room);
-    let least = of_room.map(|reply| reply.last_sequence).min();
     // The first message is with whoever knows that the client has sent something. JavaScript's SDK takes 0 for no answer, and does not send what it held back.
-    least.unwrap_or_else(|| {
+    least_of_room(replies).unwrap_or_else(|| {
         let known = replies.iter().map(|reply| reply.last_sequence).max();
         known.unwrap_or_default().min(1)
     })
@@ -238,10 +236,14 @@ pub fn last_sequence(replies: &[proto::ClaimReply]) -> u32 {
 /// with all nodes of the room or, if there is none but its home, with the one that keeps its messages.
 #[must_use]
 pub fn acknowledged(replies: &[proto::ClaimReply]) -> u32 {
-    let of_room = replies.iter().filter(|reply| reply.in_room);
-    let least = of_room.map(|reply| reply.last_sequence).min();
     let reached = || replies.iter().map(|reply| reply.reached).max();
-    least.or_else(reached).unwrap_or_default()
+    least_of_room(replies).or_else(reached).unwrap_or_default()
+}
+
+/// What every node of the room has, if there is one that can say so.
+fn least_of_room(replies: &[proto::ClaimReply]) -> Option<u32> {
+    let of_room = replies.iter().filter(|reply| reply.in_room);
+    of_room.map(|reply| reply.last_sequence).min()
 }
 
 /// The reply of the newest epoch among those that have what is looked for: older homes and standbys

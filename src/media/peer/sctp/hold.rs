@@ -113,7 +113,9 @@ impl Hold {
                 waiting.by = now + LOOK;
             }
         }
-        self.open = self.open.split_off(&(given_up + 1));
+        if given_up > 0 {
+            self.open = self.open.split_off(&(given_up + 1));
+        }
     }
 
     /// The association is gone, and its packets with it.

@@ -159,9 +159,7 @@ impl Inward {
             }
             tracing::debug!(count = chunks.len(), "what was sent again fills a gap");
             for bytes in chunks {
-                let chunk = wire::parse(&bytes);
-                let parsed = chunk.and_then(|chunk| Some((chunk, Data::of(&chunk)?)));
-                if let Some((chunk, data)) = parsed
+                if let Some((chunk, data)) = Data::parse(&bytes)
                     && let Some(place) = self.place(&data)
                 {
                     place.write(out, &bytes);
@@ -274,8 +272,7 @@ impl Inward {
         }
         for (tsn, bytes) in self.held.take() {
             let mut packet = Packet::new(tag);
-            let chunk = wire::parse(&bytes);
-            let parsed = chunk.and_then(|chunk| Some((chunk, Data::of(&chunk)?)));
+            let parsed = Data::parse(&bytes);
             if parsed.is_some_and(|(chunk, data)| self.give(&data, &chunk, &mut packet)) {
                 inbox.extend(packet.seal());
             } else {
@@ -338,8 +335,8 @@ impl Inward {
         };
         let found = next;
         let settled = loop {
-            let chunk = self.held.get(next).and_then(|bytes| wire::parse(bytes));
-            let Some(data) = chunk.and_then(|chunk| Data::of(&chunk)) else {
+            let parsed = self.held.get(next).and_then(|bytes| Data::parse(bytes));
+            let Some((_, data)) = parsed else {
                 break false;
             };
             if data.begins() {

@@ -179,13 +179,11 @@ mod tests {
             bytes.extend(stream.to_be_bytes());
             bytes.extend(FIRST_SSN.wrapping_add(ssn).to_be_bytes());
             bytes.extend([0, 0, 0, 53, 0x80, 1, number]);
-            let chunk = wire::parse(&bytes).expect("is one");
-            let data = Data::of(&chunk).expect("is one");
+            let (chunk, data) = Data::parse(&bytes).expect("is one");
             assert!(self.refill.note(place, &data, &chunk));
             self.next = self.refill.advance(self.next);
             for bytes in self.refill.fill(self.next, FIRST) {
-                let chunk = wire::parse(&bytes).expect("is one");
-                let data = Data::of(&chunk).expect("is one");
+                let (chunk, data) = Data::parse(&bytes).expect("is one");
                 let number = number_of(&data, &chunk).expect("is whole");
                 let place = data.tsn.wrapping_sub(FIRST);
                 self.filled
@@ -299,8 +297,7 @@ mod tests {
             0,
             53,
         ];
-        let chunk = wire::parse(&bytes).expect("is one");
-        let data = Data::of(&chunk).expect("is one");
+        let (chunk, data) = Data::parse(&bytes).expect("is one");
         let places = 1..=BEHIND_MAX as u32 + 1;
         let taken = places.take_while(|place| refill.note(*place, &data, &chunk));
         assert_eq!(taken.count(), BEHIND_MAX);

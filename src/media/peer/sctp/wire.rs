@@ -80,6 +80,12 @@ impl Data {
     pub(super) const SSN_AT: usize = 10;
     pub(super) const PAYLOAD_AT: usize = 16;
 
+    /// The DATA chunk that these bytes are, and its numbers.
+    pub(super) fn parse(bytes: &[u8]) -> Option<(Chunk<'_>, Self)> {
+        let chunk = parse(bytes)?;
+        Some((chunk, Self::of(&chunk)?))
+    }
+
     pub(super) fn of(chunk: &Chunk<'_>) -> Option<Self> {
         if chunk.kind != DATA {
             return None;

@@ -85,6 +85,23 @@ impl Link {
             .collect()
     }
 
+    /// Numbers of what was heard, of clients that number it.
+    fn numbers(&self) -> Vec<u8> {
+        let messages = self.received.iter();
+        messages.map(|(_, message)| message[2]).collect()
+    }
+
+    /// The client has said 1 to 3, which all nodes have, and says this as its server dies.
+    fn taken_over_behind_three(last: std::ops::Range<u8>) -> Self {
+        let mut link = Self::ready();
+        let standing = link.standing();
+        link.say_numbered(1..4);
+        link.settle();
+        link.say_numbered(last);
+        link.take_over(standing, 3, Duration::from_millis(100));
+        link
+    }
+
     fn hear(&mut self, all: std::ops::Range<u8>) -> Duration {
         let len = all.len();
         let took = self.run(PATIENCE, |link| link.heard().len() >= len);
@@ -301,12 +318,7 @@ fn numbered(number: u8) -> [u8; 3] {
 
 #[test]
 fn numbers_show_where_the_client_stands() {
-    let mut link = Link::ready();
-    let standing = link.standing();
-    link.say_numbered(1..4);
-    link.settle();
-    link.say_numbered(4..6);
-    link.take_over(standing, 3, Duration::from_millis(100));
+    let mut link = Link::taken_over_behind_three(4..6);
     // The first repetition is enough, though no TSN has come twice.
     link.run(Duration::from_millis(700), |link| link.received.len() == 2);
     assert_eq!(link.received[1].1, numbered(5)[..]);
@@ -315,31 +327,16 @@ fn numbers_show_where_the_client_stands() {
 
 #[test]
 fn what_an_sdk_sends_again_behind_a_newer_message_does_not_swallow_that() {
-    let mut link = Link::ready();
-    let standing = link.standing();
-    link.say_numbered(1..4);
-    link.settle();
-    link.say_numbered(4..5);
-    link.take_over(standing, 3, Duration::from_millis(100));
+    let mut link = Link::taken_over_behind_three(4..5);
     link.say_numbered([5, 4]);
     link.run(Duration::from_millis(700), |link| link.received.len() == 3);
-    let numbers: Vec<_> = link
-        .received
-        .iter()
-        .map(|(_, message)| message[2])
-        .collect();
-    assert_eq!(numbers, [4, 5, 4]);
+    assert_eq!(link.numbers(), [4, 5, 4]);
     assert_eq!(link.browser.restarts, 0);
 }
 
 #[test]
 fn what_is_lost_as_the_path_changes_is_taken_from_what_an_sdk_sends_again() {
-    let mut link = Link::ready();
-    let standing = link.standing();
-    link.say_numbered(1..4);
-    link.settle();
-    link.say_numbered(4..5);
-    link.take_over(standing, 3, Duration::from_millis(100));
+    let mut link = Link::taken_over_behind_three(4..5);
     link.hear(0x80..0x81);
     link.losses_up = 1;
     for number in [5, 6, 5] {
@@ -348,8 +345,7 @@ fn what_is_lost_as_the_path_changes_is_taken_from_what_an_sdk_sends_again() {
     }
     let took = link.run(PATIENCE, |link| link.received.len() == 4);
     assert_eq!(took, DELAY, "nobody waits for a timer");
-    let numbers = link.received.iter().map(|(_, message)| message[2]);
-    assert_eq!(numbers.collect::<Vec<_>>(), [4, 5, 6, 5]);
+    assert_eq!(link.numbers(), [4, 5, 6, 5]);
     link.received.clear();
     link.talk();
     assert_eq!(link.browser.restarts, 0);
