@@ -2,6 +2,10 @@
 
 use super::Opinion;
 
+/// A stream may be silent for so long beyond the longest fault in it, nanoseconds: a client gives a resume up after ten
+/// seconds, and then joins anew.
+const SILENT_MAX: u64 = 15_000_000_000;
+
 /// A packet that a probe received. Times are nanoseconds of the history's clock.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Arrival {
@@ -64,7 +68,51 @@ impl Stream {
     }
 }
 
-/// Judges the integrity of all streams; gaps are figures, bounds are the caller's.
+/// Judges whether every stream comes back. Faults are given by when they began and when the cluster was well again.
+pub(crate) fn judge_silence(streams: &[Stream], faults: &[(u64, u64)]) -> Opinion {
+    let mut opinion = Opinion::new("media silence");
+    let mut longest = 0;
+    for stream in streams {
+        let Some(last_sent) = stream.sent.last() else {
+            continue;
+        };
+        // Time before the first packet is not silence: there is nobody yet.
+        let mut times: Vec<u64> = stream.arrivals.iter().map(|one| one.at).collect();
+        if times.is_empty() {
+            opinion.violated(format!("{}: no packet ever came", stream.name));
+        }
+        times.push(*last_sent);
+        for pair in times.windows(2) {
+            let silence = pair[1].saturating_sub(pair[0]);
+            longest = longest.max(silence);
+            let overlapping = faults
+                .iter()
+                .filter(|(began, over)| *began < pair[1] && *over > pair[0]);
+            let fault = overlapping
+                .map(|(began, over)| over.saturating_sub(*began))
+                .max();
+            let bound = SILENT_MAX + fault.unwrap_or(0);
+            if silence > bound {
+                let seconds = |ns: u64| ns as f64 / 1e9;
+                opinion.violated(format!(
+                    "{}: silent for {:.1} s from {:.1} s on, the bound is {:.1} s",
+                    stream.name,
+                    seconds(silence),
+                    seconds(pair[0]),
+                    seconds(bound)
+                ));
+            }
+        }
+    }
+    opinion.looked_at = format!(
+        "{} streams; the longest silence is {:.1} s",
+        streams.len(),
+        longest as f64 / 1e9
+    );
+    opinion
+}
+
+/// Judges the integrity of all streams; gaps are figures, their bound is [`judge_silence`]'s.
 pub(crate) fn judge(streams: &[Stream]) -> Opinion {
     let mut opinion = Opinion::new("media integrity");
     let packets: usize = streams.iter().map(|stream| stream.arrivals.len()).sum();
@@ -173,6 +221,21 @@ mod tests {
             stream.arrivals[number].sent += 300 * MS;
         }
         assert!(stream.gap(900 * MS, 1500 * MS) <= 10 * MS);
+    }
+
+    #[test]
+    fn a_stream_that_stays_silent_is_found() {
+        const S: u64 = 1000 * MS;
+        let judged =
+            |lost, faults: &[(u64, u64)]| judge_silence(&[stream(8000, lost)], faults).count;
+        // Sixteen seconds in the middle, or up to the end.
+        assert_eq!(judged(1000..4200, &[]), 1);
+        assert_eq!(judged(4800..8000, &[]), 1);
+        assert_eq!(judged(1000..3800, &[]), 0);
+        // A fault of two seconds at its beginning, and one that was over before.
+        assert_eq!(judged(1000..4200, &[(4 * S, 6 * S)]), 0);
+        assert_eq!(judged(1000..4200, &[(S, 4 * S)]), 1);
+        assert_eq!(judged(0..8000, &[]), 1);
     }
 
     #[test]

@@ -212,6 +212,10 @@ impl Seen {
                 Class::PowerAll | Class::PowerQuorum | Class::PowerOne
             )
         });
+        let spans: Vec<(u64, u64)> = faults
+            .iter()
+            .map(|fault| (fault.at, fault.recovered))
+            .collect();
         let mut opinions = vec![
             sets::judge(operations, &self.stayed, &self.scans),
             owner::judge(&self.served),
@@ -221,6 +225,7 @@ impl Seen {
             revocation::judge(operations, &self.heard),
             leak::judge(&self.before, &self.after),
             self.wire(),
+            media::judge_silence(&streams, &spans),
         ];
         if let Some(left) = &self.left {
             opinions[6].violated(left.clone());

@@ -88,8 +88,24 @@ pub fn route(to: NodeId, publisher: &Participant) -> Option<Route> {
 }
 
 impl State {
+    /// Nodes besides its home that keep a participant's checkpoints: its successor and, in a region of five
+    /// serving nodes and more, the standby after that one. Whichever two of five nodes are lost or cut off, one of
+    /// the others can go on with a client's keys.
+    pub fn keepers(&self, participant: &Participant) -> impl Iterator<Item = NodeId> {
+        let first = self.successor(participant);
+        let home = self.nodes.get(&participant.home);
+        let second = home
+            .filter(|home| self.serving_beside(home).count() >= TWO_KEEPERS_SINCE)
+            .and_then(|home| {
+                self.serving_beside(home)
+                    .filter(|node| Some(*node) != first)
+                    .max_by_key(|node| (weight(&participant.sid, *node), *node))
+            });
+        first.into_iter().chain(second)
+    }
+
     /// Where a participant goes if its home is lost: to [`Self::taker`] if the home's address moves and
-    /// every node knows how, to [`Self::standby`] otherwise. Its checkpoints are kept there.
+    /// every node knows how, to [`Self::standby`] otherwise.
     #[must_use]
     pub fn successor(&self, participant: &Participant) -> Option<NodeId> {
         self.taker(participant.home)
@@ -132,6 +148,9 @@ impl State {
             .max_by_key(|node| (weight(&participant.sid, *node), *node))
     }
 }
+
+/// So many nodes beside the home have checkpoints kept twice: a majority can be without two of them.
+const TWO_KEEPERS_SINCE: usize = 4;
 
 /// What a node weighs for a participant; the heaviest is chosen.
 fn weight(sid: &ParticipantSid, node: NodeId) -> u64 {

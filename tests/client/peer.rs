@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use bytes::{Bytes, BytesMut};
 use livekit_protocol as proto;
 use prost::Message as _;
@@ -43,6 +43,8 @@ pub(super) struct Peers {
     streams: Option<Arc<Streams>>,
     /// The server's candidates that came before its description: publisher's, subscriber's.
     early: [Option<Vec<RTCIceCandidateInit>>; 2],
+    /// Fingerprints of the certificates that the server has shown: publisher's, subscriber's.
+    shown: [Option<String>; 2],
     /// What a resume has to tell.
     pub(super) state: State,
     /// How the connections that are in use stand.
@@ -339,7 +341,27 @@ impl Peers {
             offers: 0,
             streams: streams.filter(|_| options.feedback),
             early: [Some(vec![]), Some(vec![])],
+            shown: [None, None],
         })
+    }
+
+    /// Notes what certificate the server shows. Another one than before asks for a new DTLS handshake (RFC 8842,
+    /// section 5.5), which SDKs do and the `webrtc` crate does not: it goes on with the old keys, and nothing that it
+    /// sends is understood any more.
+    fn note_certificate(&mut self, target: proto::SignalTarget, sdp: &str) -> Result<()> {
+        let fingerprint = sdp
+            .lines()
+            .find_map(|line| line.strip_prefix("a=fingerprint:"))
+            .context("a description without a fingerprint")?;
+        let before = &mut self.shown[target as usize % 2];
+        if before
+            .as_deref()
+            .is_some_and(|before| before != fingerprint)
+        {
+            bail!("the server wants a new handshake, for which this client needs a new connection");
+        }
+        *before = Some(fingerprint.to_owned());
+        Ok(())
     }
 
     /// Answers the server's offer.
@@ -350,6 +372,7 @@ impl Peers {
         if let Some(streams) = &self.streams {
             streams.offered(&offer.sdp);
         }
+        self.note_certificate(proto::SignalTarget::Subscriber, &offer.sdp)?;
         self.state.offer = Some(offer.clone());
         let remote = RTCSessionDescription::offer(offer.sdp.clone())?;
         self.subscriber
@@ -368,6 +391,7 @@ impl Peers {
 
     /// Takes the server's answer.
     pub(super) async fn answered(&mut self, answer: &proto::SessionDescription) -> Result<()> {
+        self.note_certificate(proto::SignalTarget::Publisher, &answer.sdp)?;
         let remote = RTCSessionDescription::answer(answer.sdp.clone())?;
         self.publisher
             .set_remote_description(remote)

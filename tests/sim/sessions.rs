@@ -51,7 +51,6 @@ pub struct Task {
     outcomes: VecDeque<(RequestId, Result<Reply, CommitError>)>,
     /// The connection that waits for the join.
     admission: Option<u64>,
-    standby: Option<NodeId>,
     let_go: Option<oneshot::Sender<()>>,
     ended: Option<LeaveReason>,
     farewell: Option<(u64, Time)>,
@@ -353,7 +352,6 @@ impl World {
             outlet,
             outcomes: VecDeque::new(),
             admission: None,
-            standby: None,
             let_go: None,
             ended: None,
             farewell: None,
@@ -681,7 +679,7 @@ impl World {
         }
     }
 
-    /// What a session keeps goes to its standby; as `session/takeover` does it, without the seal.
+    /// What a session keeps goes to its keepers; as `session/unmissed` does it, without the seal.
     fn keep_wishes(&mut self, id: u64, key: u64) {
         let state = Arc::clone(self.node(id).replica.state());
         let process = self.process(id);
@@ -701,10 +699,12 @@ impl World {
         process.checkpoints.put(checkpoint.clone());
         let room = state.rooms.get(&task.room);
         let participant = room.and_then(|room| room.participants.get(task.session.identity()));
-        let standby = participant.and_then(|participant| state.standby(participant));
-        task.standby = standby;
-        if let Some(standby) = standby {
-            self.send_frame(id, standby.0, None, Body::Checkpoint(checkpoint));
+        let keepers: Vec<NodeId> = participant
+            .into_iter()
+            .flat_map(|participant| state.keepers(participant))
+            .collect();
+        for keeper in keepers {
+            self.send_frame(id, keeper.0, None, Body::Checkpoint(checkpoint.clone()));
         }
     }
 }

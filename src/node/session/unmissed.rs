@@ -43,12 +43,12 @@ const FIXED_CHANNELS_SINCE: u32 = 18;
 /// Where a session's checkpoints go.
 #[derive(Default)]
 pub(super) struct Kept {
-    /// The node that has all of them.
-    by: Option<NodeId>,
+    /// The nodes that have all of them.
+    by: Vec<NodeId>,
 }
 
 impl Kept {
-    /// Keeps a checkpoint here and at the node that will take the participant over.
+    /// Keeps a checkpoint here and at the nodes that may have to go on with the participant.
     pub(super) fn put(
         &mut self,
         node: &Sessions,
@@ -60,20 +60,20 @@ impl Kept {
         let state = node.group.state();
         let room = state.rooms.get(&RoomName(checkpoint.room.clone()));
         let participant = room.and_then(|room| room.participants.get(identity));
-        let Some(standby) = participant.and_then(|present| state.successor(present)) else {
-            self.by = None;
-            return;
-        };
-        let is_new = self.by.replace(standby) != Some(standby);
-        let checkpoint = match node.hub.checkpoints().get(&sid) {
-            // A new standby has nothing yet.
-            Some(held) if is_new => held.whole(checkpoint),
-            _ => checkpoint,
-        };
-        let body = Body::Checkpoint(checkpoint);
-        if !node.hub.mesh().send(standby, body, true) {
-            debug!(%standby, "the standby does not take a checkpoint");
-            self.by = None;
+        let before = std::mem::take(&mut self.by);
+        let keepers = participant.into_iter().flat_map(|one| state.keepers(one));
+        for keeper in keepers {
+            let checkpoint = match node.hub.checkpoints().get(&sid) {
+                // A new keeper has nothing yet.
+                Some(held) if !before.contains(&keeper) => held.whole(checkpoint.clone()),
+                _ => checkpoint.clone(),
+            };
+            let body = Body::Checkpoint(checkpoint);
+            if node.hub.mesh().send(keeper, body, true) {
+                self.by.push(keeper);
+            } else {
+                debug!(%keeper, "a node does not take a checkpoint");
+            }
         }
     }
 }

@@ -321,6 +321,30 @@ fn the_standby_serves_in_the_same_region() {
     assert_eq!(standby(&replica), None);
 }
 
+#[test]
+fn five_nodes_keep_a_checkpoint_twice() {
+    let keepers = |nodes: u64| {
+        let (state, crowd) = crowd(nodes, 1, 7);
+        let participant = &crowd[0];
+        let keepers: Vec<NodeId> = state.keepers(participant).collect();
+        assert_eq!(keepers.first().copied(), state.standby(participant));
+        assert!(!keepers.contains(&participant.home));
+        // Who follows when the standby is gone, too.
+        let mut without = state.clone();
+        without.apply(&Entry {
+            at: UnixMillis(1),
+            request: RequestId(u128::MAX),
+            command: lost(keepers[0].0, 1),
+        });
+        let next = without.standby(participant);
+        (keepers.len(), keepers.get(1).copied() == next)
+    };
+    assert_eq!(keepers(3), (1, false));
+    assert_eq!(keepers(4), (1, false));
+    assert_eq!(keepers(5), (2, true));
+    assert_eq!(keepers(7), (2, true));
+}
+
 /// A state with these nodes, and participants who are all at node 1.
 fn crowd(nodes: u64, participants: u32, seed: u64) -> (State, Vec<Participant>) {
     let mut replica = Replica::new();
