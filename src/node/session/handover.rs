@@ -221,29 +221,31 @@ impl Vault {
     }
 }
 
-/// Highest number of a client's reliable messages that every node of the room has, by what they say. If none can say so,
-/// 1 for a client that has sent something, 0 for one that may have sent nothing.
+/// Highest number of a client's reliable messages that every node of the room has, by what they say. 1 if none has any, or can
+/// say so, and the client has sent something; 0 if it may have sent nothing.
 #[must_use]
 pub fn last_sequence(replies: &[proto::ClaimReply]) -> u32 {
     // The first message is with whoever knows that the client has sent something. JavaScript's SDK takes 0 for no answer, and does not send what it held back.
-    least_of_room(replies).unwrap_or_else(|| {
-        let known = replies.iter().map(|reply| reply.last_sequence).max();
-        known.unwrap_or_default().min(1)
-    })
+    let known = replies.iter().map(|reply| reply.last_sequence).max();
+    let least = of_room(replies).min();
+    let first = known.unwrap_or_default().min(1);
+    least.unwrap_or_default().max(first)
 }
 
 /// Highest number of a client's reliable messages that can have been acknowledged to it, by what nodes say: whatever was is
-/// with all nodes of the room or, if there is none but its home, with the one that keeps its messages.
+/// with all nodes of the room or, if there is none but its home, with the one that keeps its messages. A node that has none is
+/// of the room since somebody joined there, and says nothing of what was before.
 #[must_use]
 pub fn acknowledged(replies: &[proto::ClaimReply]) -> u32 {
     let reached = || replies.iter().map(|reply| reply.reached).max();
-    least_of_room(replies).or_else(reached).unwrap_or_default()
+    let least = of_room(replies).filter(|number| *number > 0).min();
+    least.or_else(reached).unwrap_or_default()
 }
 
-/// What every node of the room has, if there is one that can say so.
-fn least_of_room(replies: &[proto::ClaimReply]) -> Option<u32> {
+/// What each node of the room that can say so has.
+fn of_room(replies: &[proto::ClaimReply]) -> impl Iterator<Item = u32> {
     let of_room = replies.iter().filter(|reply| reply.in_room);
-    of_room.map(|reply| reply.last_sequence).min()
+    of_room.map(|reply| reply.last_sequence)
 }
 
 /// The reply of the newest epoch among those that have what is looked for: older homes and standbys
@@ -453,6 +455,11 @@ mod tests {
             "nobody but the keeper has them"
         );
         assert_eq!(last_sequence(&[]), 0);
+        // Somebody has just joined at a node that was not of the room before.
+        let joined = [reply(5, b"", true, 0), reply(5, b"", true, 92), keeper(93)];
+        assert_eq!((last_sequence(&joined), acknowledged(&joined)), (1, 92));
+        let joined = [reply(5, b"", true, 0), keeper(93)];
+        assert_eq!((last_sequence(&joined), acknowledged(&joined)), (0, 93));
         let alone = [reply(6, b"", false, 92), reply(5, b"", false, 0)];
         assert_eq!(last_sequence(&alone), 1, "from the second on");
         assert_eq!(last_sequence(&alone[1..]), 0, "it may have sent nothing");
