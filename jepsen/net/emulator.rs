@@ -326,9 +326,13 @@ impl Router {
         };
         let counters = &self.shared.counters;
         let count = |counter: &AtomicU64| counter.fetch_add(1, Ordering::Relaxed);
+        let known = self.links.get(&(from, to));
+        if !known.is_some_and(|link| link.impairment.cut) {
+            // What the node sent is judged, not what the way made of it.
+            self.copy(from, to, packet);
+        }
         let Some(link) = self.links.get_mut(&(from, to)) else {
             count(&counters.forwarded);
-            self.copy(from, to, packet);
             self.tuns[device].write(packet);
             return;
         };
@@ -366,8 +370,6 @@ impl Router {
             due = due.max(link.last_due);
             link.last_due = due;
         }
-        // What the node sent is judged, not what the way made of it.
-        self.copy(from, to, packet);
         if self.chance.hits(fault.corrupt) && packet.len() > 28 {
             count(&counters.corrupted);
             let at = 28 + self.chance.below(packet.len() as u64 - 28) as usize;

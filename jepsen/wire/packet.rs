@@ -22,11 +22,21 @@ pub(crate) struct Datagram {
     pub(crate) payload: Vec<u8>,
 }
 
+/// A binding request of a client.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Check {
+    pub(crate) transaction: [u8; 12],
+    /// The node's user fragment, which names the ICE session: first part of USERNAME (RFC 8445 §7.2.2).
+    pub(crate) session: String,
+}
+
 /// What it is.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Meaning {
-    /// A STUN request with its user name, which names the ICE session.
-    Check(String),
+    /// A STUN request.
+    Check(Check),
+    /// A success response to the request of this transaction.
+    Answer([u8; 12]),
     /// The start of a DTLS handshake, with the client's random.
     Hello([u8; 32]),
     /// A protected media packet.
@@ -64,7 +74,7 @@ impl Datagram {
     fn parse(&self) -> Option<Meaning> {
         let bytes = &self.payload[..];
         match *bytes.first()? {
-            0..=3 => check(bytes),
+            0..=3 => stun_message(bytes),
             20..=63 => Some(hello(bytes).unwrap_or_else(|| Meaning::Dtls(record(bytes)))),
             128..=191 => {
                 let number = |at: usize| -> Option<u32> {
@@ -92,11 +102,17 @@ impl Datagram {
     }
 }
 
-/// A binding request and its USERNAME.
-fn check(bytes: &[u8]) -> Option<Meaning> {
+/// A binding request, or a success response to one (RFC 8489 §5).
+fn stun_message(bytes: &[u8]) -> Option<Meaning> {
     const REQUEST: [u8; 2] = [0, 1];
+    const SUCCESS: [u8; 2] = [1, 1];
     const USERNAME: u16 = 6;
-    if bytes.get(..2)? != REQUEST {
+    let transaction = bytes.get(8..20)?.try_into().ok()?;
+    let kind = bytes.get(..2)?;
+    if kind == SUCCESS {
+        return Some(Meaning::Answer(transaction));
+    }
+    if kind != REQUEST {
         return None;
     }
     let mut rest = bytes.get(20..)?;
@@ -105,7 +121,12 @@ fn check(bytes: &[u8]) -> Option<Meaning> {
         let length = usize::from(u16::from_be_bytes([rest[2], rest[3]]));
         let value = rest.get(4..4 + length)?;
         if kind == USERNAME {
-            return Some(Meaning::Check(String::from_utf8_lossy(value).into_owned()));
+            let user = String::from_utf8_lossy(value);
+            let (session, _) = user.split_once(':')?;
+            return Some(Meaning::Check(Check {
+                transaction,
+                session: session.to_owned(),
+            }));
         }
         rest = rest.get(4 + length.next_multiple_of(4)..)?;
     }
@@ -164,15 +185,21 @@ pub(crate) mod tests {
         bytes
     }
 
-    pub(crate) fn stun(user: &str) -> Vec<u8> {
+    pub(crate) fn stun(user: &str, transaction: u8) -> Vec<u8> {
         let mut bytes = vec![0, 1, 0, 0];
         bytes.extend([0x21, 0x12, 0xa4, 0x42]);
-        bytes.extend([7; 12]);
+        bytes.extend([transaction; 12]);
         bytes.extend([0x80, 0x22, 0, 1, 65, 0, 0, 0]);
         bytes.extend([0, 6]);
         bytes.extend((user.len() as u16).to_be_bytes());
         bytes.extend(user.as_bytes());
         bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    pub(crate) fn answer(transaction: u8) -> Vec<u8> {
+        let mut bytes = vec![1, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42];
+        bytes.extend([transaction; 12]);
         bytes
     }
 
@@ -190,7 +217,12 @@ pub(crate) mod tests {
 
     #[test]
     fn each_kind_is_told() {
-        assert_eq!(meaning(stun("abc:defg")), Meaning::Check("abc:defg".into()));
+        let check = Check {
+            transaction: [3; 12],
+            session: "abc".to_owned(),
+        };
+        assert_eq!(meaning(stun("abc:defg", 3)), Meaning::Check(check));
+        assert_eq!(meaning(answer(3)), Meaning::Answer([3; 12]));
         assert_eq!(meaning(client_hello(9)), Meaning::Hello([9; 32]));
         assert_eq!(
             meaning(rtp(7, 8, &[1])),
@@ -228,7 +260,8 @@ pub(crate) mod tests {
     #[test]
     fn no_beginning_of_a_packet_upsets_it() {
         for whole in [
-            stun("abc:defg"),
+            stun("abc:defg", 3),
+            answer(3),
             client_hello(9),
             rtp(7, 8, &[1]),
             rtcp(7, 9, &[1; 20]),

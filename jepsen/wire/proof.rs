@@ -9,7 +9,8 @@
 //! packets of one index (RFC 3711 §9.1); indices of media are estimated as a receiver does it (§3.3.1).
 //!
 //! **No older home after a newer one.** A node that sends protected packets to a client holds it until
-//! another one does. It may send again only in an ICE session that the client began with it afterwards.
+//! another one does. It may send again only in an ICE session that the client began with it afterwards: one that the
+//! node has answered in. A client that restarts ICE asks its former node in the new one too, which that one does not know.
 //!
 //! A node that lends a client's path sends what the newer home has protected, which begins a step beyond all
 //! that the node sent itself ([`LENT_STEP`]): such packets are the newer home's, by whichever interface
@@ -24,7 +25,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use serde::Serialize;
 
-use super::packet::{Datagram, Hardware, Meaning};
+use super::packet::{Check, Datagram, Hardware, Meaning};
 
 /// Of each kind of breach so many are described; the rest is counted.
 const TOLD_MAX: usize = 20;
@@ -103,8 +104,10 @@ pub(crate) struct Proof {
     highest: HashMap<(Generation, Stream), u64>,
     /// Digest of each index.
     digests: HashMap<(Generation, Stream, u64), u64>,
-    /// The ICE session between a client's and a node's address, and when it began.
-    sessions: HashMap<(SocketAddrV4, SocketAddrV4), (String, u64)>,
+    /// Checks of clients that were not answered: their sessions, and when they came.
+    unanswered: HashMap<(SocketAddrV4, [u8; 12]), (String, u64)>,
+    /// The ICE sessions between a client's and a node's address, and when the newest began.
+    sessions: HashMap<(SocketAddrV4, SocketAddrV4), (HashSet<String>, u64)>,
     tenures: HashMap<Ipv4Addr, (Tenure, Vec<Hardware>)>,
     /// Highest index that a node sent of a stream itself, and the first that it passed on.
     reach: HashMap<(Hardware, Generation, Stream), Reach>,
@@ -136,6 +139,7 @@ impl Proof {
             last_seen: HashMap::new(),
             highest: HashMap::new(),
             digests: HashMap::new(),
+            unanswered: HashMap::new(),
             sessions: HashMap::new(),
             tenures: HashMap::new(),
             reach: HashMap::new(),
@@ -155,7 +159,8 @@ impl Proof {
         self.datagrams += 1;
         let down = (self.is_node)(*datagram.from.ip());
         match (datagram.meaning(), down) {
-            (Meaning::Check(user), false) => self.check(datagram, user),
+            (Meaning::Check(check), false) => self.check(datagram, check),
+            (Meaning::Answer(transaction), true) => self.answer(datagram, transaction),
             (Meaning::Hello(random), false) => self.hello(datagram.from, random),
             (Meaning::Rtp { ssrc, sequence }, true) => self.media(datagram, ssrc, sequence),
             (Meaning::Rtcp { ssrc, index }, true) => self.report(datagram, ssrc, index),
@@ -180,14 +185,19 @@ impl Proof {
         }
     }
 
-    fn check(&mut self, datagram: &Datagram, user: String) {
-        let key = (datagram.from, datagram.to);
-        if self
-            .sessions
-            .get(&key)
-            .is_none_or(|(known, _)| *known != user)
-        {
-            self.sessions.insert(key, (user, self.datagrams));
+    fn check(&mut self, datagram: &Datagram, check: Check) {
+        let key = (datagram.from, check.transaction);
+        self.unanswered.insert(key, (check.session, self.datagrams));
+    }
+
+    fn answer(&mut self, datagram: &Datagram, transaction: [u8; 12]) {
+        let Some((session, asked)) = self.unanswered.remove(&(datagram.to, transaction)) else {
+            return;
+        };
+        let key = (datagram.to, datagram.from);
+        let (known, begun) = self.sessions.entry(key).or_default();
+        if known.insert(session) {
+            *begun = asked;
         }
     }
 

@@ -1,6 +1,6 @@
 //! Each fault that the check is for, planted into a made-up capture, is seen; sound ones pass.
 
-use super::super::packet::tests::{client_hello, datagram, rtcp, rtp, stun};
+use super::super::packet::tests::{answer, client_hello, datagram, rtcp, rtp, stun};
 use super::*;
 
 fn run(wire: Vec<Datagram>) -> Findings {
@@ -11,9 +11,12 @@ fn run(wire: Vec<Datagram>) -> Findings {
     proof.findings()
 }
 
-/// The client at `port` connects to a node: an ICE check and, unless it brings keys, a handshake.
+/// The client at `port` connects to a node: an ICE check with its answer and, unless it brings keys, a handshake.
 fn connect(node: u8, port: u16, user: &str, handshake: Option<u8>) -> Vec<Datagram> {
-    let mut wire = vec![datagram(0.0, node, port, false, stun(user))];
+    let mut wire = vec![
+        datagram(0.0, node, port, false, stun(user, node)),
+        datagram(0.0, node, port, true, answer(node)),
+    ];
     wire.extend(handshake.map(|random| datagram(0.0, node, port, false, client_hello(random))));
     wire
 }
@@ -303,4 +306,33 @@ fn records_and_reports_tell_a_moved_address_too() {
     assert_eq!(found.moves, 2);
     wire.push(as_node(1, record(6)));
     assert_eq!(run(wire).older_after_newer, 1);
+}
+
+#[test]
+fn a_check_that_nobody_answers_brings_no_client_back() {
+    let honest = [
+        connect(1, 5000, "a:x", Some(1)),
+        media(1, 5000, 7, 65_000..65_100),
+        connect(2, 5000, "b:y", None),
+        media(2, 5000, 7, 73_400..73_500),
+    ]
+    .concat();
+    // With the old node's fragment and the client's new one, or all of the new node's.
+    for user in ["a:y", "b:y"] {
+        let mut wire = honest.clone();
+        wire.push(datagram(0.0, 1, 5000, false, stun(user, 9)));
+        wire.extend(media(1, 5000, 7, 65_100..65_102));
+        wire.extend(media(2, 5000, 7, 73_500..73_600));
+        let found = run(wire);
+        // Two packets of the former home, none of the present one.
+        assert_eq!(
+            (found.older_after_newer, found.moves),
+            (2, 1),
+            "{user}: {found:?}"
+        );
+    }
+    let mut wire = honest;
+    wire.extend(connect(1, 5000, "c:z", None));
+    wire.extend(media(1, 5000, 7, 81_800..81_900));
+    assert!(run(wire).hold());
 }

@@ -93,6 +93,22 @@ impl Kept {
         });
     }
 
+    /// The other end answers for the first time and knows of frames up to this number, which another link from here
+    /// sent: numbers go on from there. A node is left out and comes back when it is removed and added again,
+    /// or has another address.
+    fn go_on_from(&mut self, sequence: u64) {
+        for (number, kept) in (sequence + 1..).zip(&mut self.frames) {
+            kept.frame.sequence = number;
+        }
+        self.last_sequence = sequence + self.frames.len() as u64;
+        self.bytes = self.frames_len();
+    }
+
+    fn frames_len(&self) -> usize {
+        let sizes = self.frames.iter().map(|kept| kept.frame.encoded_len());
+        sizes.sum()
+    }
+
     fn next(&mut self) -> Option<Frame> {
         let frame = self.frames.get(self.sent)?.frame.clone();
         self.sent += 1;
@@ -116,8 +132,7 @@ impl Kept {
     /// one stays.
     fn begin_again(&mut self, gone: BootId) {
         self.frames.retain(|kept| kept.boot != Some(gone));
-        let sizes = self.frames.iter().map(|kept| kept.frame.encoded_len());
-        self.bytes = sizes.sum();
+        self.bytes = self.frames_len();
         self.sent = 0;
     }
 }
@@ -217,10 +232,11 @@ impl LinkTask {
     }
 
     fn welcomed(&mut self, boot: BootId, sequence: u64) {
-        if let Some(known) = self.boot.filter(|known| *known != boot) {
-            self.kept.begin_again(known);
+        match self.boot.replace(boot) {
+            None => self.kept.go_on_from(sequence),
+            Some(known) if known != boot => self.kept.begin_again(known),
+            Some(_) => {}
         }
-        self.boot = Some(boot);
         self.kept.acknowledge(sequence);
         self.kept.sent = 0;
         self.note(|health| {

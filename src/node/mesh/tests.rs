@@ -183,6 +183,25 @@ async fn reliable_frames_arrive_in_order_and_once_across_breaks() {
 }
 
 #[tokio::test]
+async fn a_node_that_is_removed_and_added_again_gets_everything() {
+    let mut receiver = Side::new(2).await;
+    let sender = Mesh::new(own(1), channels(SECRET), metrics());
+    let nodes = BTreeMap::from([(NodeId(2), receiver.address.clone())]);
+    // As it is for a node that reads the log from its beginning.
+    for round in 0..3_u32 {
+        sender.set_nodes(&nodes);
+        let numbers = round * 100..(round + 1) * 100;
+        for number in numbers.clone() {
+            assert!(sender.send(NodeId(2), data(number), true));
+        }
+        for number in numbers {
+            assert_eq!(receiver.next().await.sequence, number);
+        }
+        sender.set_nodes(&BTreeMap::new());
+    }
+}
+
+#[tokio::test]
 async fn a_node_is_reached_by_way_of_another_one() {
     let mut receiver = Side::new(2).await;
     let carrier = Side::new(3).await;
