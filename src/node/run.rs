@@ -871,6 +871,8 @@ pub async fn run(config: Config, founding: Founding) -> anyhow::Result<()> {
     // Without its log a node would not hear who is served elsewhere by now, and could hand nobody over.
     // Others notice within milliseconds that the process is gone, and its clients resume there.
     if failure.is_some() && node.group.status().fault.is_some() {
+        // Never closed: sled writes what it has when it is, to a disk that may not take it, and panics then.
+        let _ = std::mem::ManuallyDrop::new(node);
         return failure.map_or(Ok(()), Err);
     }
     tokio::select! {

@@ -226,10 +226,11 @@ impl Vault {
 #[must_use]
 pub fn last_sequence(replies: &[proto::ClaimReply]) -> u32 {
     // The first message is with whoever knows that the client has sent something. JavaScript's SDK takes 0 for no answer, and does not send what it held back.
-    let known = replies.iter().map(|reply| reply.last_sequence).max();
-    let least = of_room(replies).min();
-    let first = known.unwrap_or_default().min(1);
-    least.unwrap_or_default().max(first)
+    let known = replies
+        .iter()
+        .map(|reply| reply.last_sequence.max(reply.reached));
+    let first = known.max().unwrap_or_default().min(1);
+    of_room(replies).min().unwrap_or_default().max(first)
 }
 
 /// Highest number of a client's reliable messages that can have been acknowledged to it, by what nodes say: whatever was is
@@ -449,17 +450,13 @@ mod tests {
             ..proto::ClaimReply::default()
         };
         assert_eq!(acknowledged(&[keeper(3), keeper(8)]), 8);
-        assert_eq!(
-            last_sequence(&[keeper(8)]),
-            0,
-            "nobody but the keeper has them"
-        );
+        assert_eq!(last_sequence(&[keeper(8)]), 1, "the keeper has the first");
         assert_eq!(last_sequence(&[]), 0);
         // Somebody has just joined at a node that was not of the room before.
         let joined = [reply(5, b"", true, 0), reply(5, b"", true, 92), keeper(93)];
         assert_eq!((last_sequence(&joined), acknowledged(&joined)), (1, 92));
         let joined = [reply(5, b"", true, 0), keeper(93)];
-        assert_eq!((last_sequence(&joined), acknowledged(&joined)), (0, 93));
+        assert_eq!((last_sequence(&joined), acknowledged(&joined)), (1, 93));
         let alone = [reply(6, b"", false, 92), reply(5, b"", false, 0)];
         assert_eq!(last_sequence(&alone), 1, "from the second on");
         assert_eq!(last_sequence(&alone[1..]), 0, "it may have sent nothing");
