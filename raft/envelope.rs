@@ -5,12 +5,13 @@
 //! cluster that shares the secret, on a node that took over an address, or on a node that lost its
 //! data and came back under its old id.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Once, PoisonError, RwLock};
 
 use flotilla_model::id::NodeId;
 use flotilla_storage::Storage;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::{Request, Status};
+use tracing::warn;
 
 use crate::types::Member;
 
@@ -105,6 +106,14 @@ impl Local {
             )));
         }
         if number(metadata, INCARNATION)? != self.incarnation {
+            static TOLD: Once = Once::new();
+            TOLD.call_once(|| {
+                warn!(
+                    from,
+                    "the cluster knows this node with other data than it has: if it does not get \
+                     in, remove it from the cluster and let it join under a new id"
+                );
+            });
             return Err(Status::failed_precondition(format!(
                 "node {to} has lost the data it had: remove it from the cluster and let it join \
                  under a new id"

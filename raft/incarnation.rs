@@ -59,8 +59,28 @@ mod tests {
     fn a_damaged_file_is_named() {
         let folder = tempfile::tempdir().expect("a folder");
         let storage = open(folder.path());
-        std::fs::write(folder.path().join(FILE), "seven").expect("written");
+        let path = folder.path().join(FILE);
+        std::fs::write(&path, "seven").expect("written");
         let error = load(&storage).expect_err("damaged");
         assert!(error.to_string().contains(FILE), "{error}");
+        std::fs::remove_file(&path).expect("removed");
+
+        let drawn = load(&storage).expect("drawn");
+        let whole = std::fs::read(&path).expect("read");
+        for bit in 0..whole.len() * 8 {
+            let mut flipped = whole.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            std::fs::write(&path, &flipped).expect("written");
+            // Upper case is the same checksum.
+            let read = load(&storage);
+            assert!(read.is_err() || read.is_ok_and(|read| read == drawn));
+        }
+    }
+
+    #[test]
+    fn a_file_without_a_checksum_is_read() {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join(FILE), "17\n").expect("written");
+        assert_eq!(load(&open(folder.path())).expect("read"), 17);
     }
 }

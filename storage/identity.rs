@@ -236,9 +236,30 @@ fn render(identity: &Identity) -> String {
     if let Some(cluster) = &identity.cluster {
         text.push_str(&format!("cluster {cluster}\n"));
     }
+    seal(text)
+}
+
+/// A text of whole lines with a last line that is the checksum of those before it.
+pub(crate) fn seal(mut text: String) -> String {
     let crc = crc32c::crc32c(text.as_bytes());
     text.push_str(&format!("crc32c {crc:08x}\n"));
     text
+}
+
+/// The text before its checksum, if it agrees with it. `None` if there is no checksum.
+pub(crate) fn unseal(text: &str) -> Option<Result<&str, Problem>> {
+    let (body, tail) = text.split_at(text.rfind("\ncrc32c ")? + 1);
+    let digits = tail.trim_end().strip_prefix("crc32c ");
+    let Some(expected) = digits.and_then(|hex| u32::from_str_radix(hex, 16).ok()) else {
+        let why = "the checksum is not a hexadecimal number";
+        return Some(Err(Problem::Contents(why.to_owned())));
+    };
+    let found = crc32c::crc32c(body.as_bytes());
+    Some(if expected == found {
+        Ok(body)
+    } else {
+        Err(Problem::Checksum { expected, found })
+    })
 }
 
 enum Parse {
@@ -257,20 +278,9 @@ fn parse(text: &str) -> Result<Known, Parse> {
     if ![FORMAT_BEFORE_JOURNAL, FORMAT].contains(&format) {
         return Err(Parse::Format(format));
     }
-    let end = text
-        .rfind("\ncrc32c ")
+    let body = unseal(text)
         .ok_or_else(|| contents("no checksum"))?
-        + 1;
-    let (body, tail) = text.split_at(end);
-    let expected = tail
-        .trim_end()
-        .strip_prefix("crc32c ")
-        .and_then(|hex| u32::from_str_radix(hex, 16).ok())
-        .ok_or_else(|| contents("the checksum is not a hexadecimal number"))?;
-    let found = crc32c::crc32c(body.as_bytes());
-    if expected != found {
-        return Err(Parse::Problem(Problem::Checksum { expected, found }));
-    }
+        .map_err(Parse::Problem)?;
     let mut node = None;
     let mut cluster = None;
     for line in body.lines().skip(1) {

@@ -248,24 +248,36 @@ impl Storage {
     }
 
     /// A small text beside the store's own files, or `None` if there is none of this name.
+    ///
+    /// # Errors
+    /// It cannot be read, or is not what was written.
     pub fn note(&self, name: &str) -> io::Result<Option<String>> {
+        let damaged = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
         let layout = &self.inner.layout;
-        match layout.disk.read(&layout.root.join(name)) {
-            Ok(bytes) => String::from_utf8(bytes)
-                .map(Some)
-                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
+        let bytes = match layout.disk.read(&layout.root.join(name)) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let text = String::from_utf8(bytes).map_err(|error| damaged(error.to_string()))?;
+        match identity::unseal(&text) {
+            Some(Ok(body)) => Ok(Some(body.to_owned())),
+            Some(Err(problem)) => Err(damaged(problem.to_string())),
+            // Versions before 2026-11-29 wrote no checksum.
+            None => Ok(Some(text)),
         }
     }
 
-    /// Writes a small text beside the store's own files, durably, in the place of the one before.
+    /// Writes a small text of whole lines beside the store's own files, durably, in the place of the one before.
+    ///
+    /// # Errors
+    /// It cannot be written.
     pub fn set_note(&self, name: &str, text: &str) -> io::Result<()> {
         use std::io::Write as _;
         let layout = &self.inner.layout;
         let fresh = layout.root.join(format!("{name}.new"));
         let mut file = layout.disk.create(&fresh)?;
-        file.write_all(text.as_bytes())?;
+        file.write_all(identity::seal(text.to_owned()).as_bytes())?;
         file.sync_all()?;
         layout.disk.rename(&fresh, &layout.root.join(name))?;
         layout.disk.sync_folder(&layout.root)

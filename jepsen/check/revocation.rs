@@ -7,15 +7,15 @@ use std::collections::HashMap;
 use super::{Opinion, seconds};
 use crate::history::{Kind, Operation, spans};
 
-/// Media or data of somebody who was removed may be on its way for so long, in nanoseconds.
+/// What somebody says so long after the acknowledgement of its removal may still be forwarded, in nanoseconds.
 pub(crate) const FORWARDED_MAX: u64 = 2_000_000_000;
 
-/// The last packet of a removed participant that anybody received.
+/// The last that a removed participant said and anybody heard, whenever that was.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct LastHeard {
     pub(crate) identity: String,
     /// Nanoseconds of the history's clock.
-    pub(crate) at: u64,
+    pub(crate) said: u64,
 }
 
 /// Operations: `revoke` and `forbid` of a key, and `enter` and `publish` that use what the key stands for.
@@ -62,16 +62,16 @@ pub(crate) fn judge(operations: &[Operation], heard: &[LastHeard]) -> Opinion {
         let Some(acknowledged) = revoked.get(last.identity.as_str()) else {
             continue;
         };
-        if last.at > acknowledged + FORWARDED_MAX {
+        if last.said > acknowledged + FORWARDED_MAX {
             opinion.violated(format!(
-                "{} was heard {} after it had been removed",
+                "what {} said {} after it had been removed was heard",
                 last.identity,
-                seconds(last.at - acknowledged)
+                seconds(last.said - acknowledged)
             ));
         }
     }
     opinion.looked_at = format!(
-        "{} removals, {} ended permissions, {tries} later tries, {} last packets",
+        "{} removals, {} ended permissions, {tries} later tries, {} last words",
         revoked.len(),
         forbidden.len(),
         heard.len()
@@ -143,11 +143,11 @@ mod tests {
     }
 
     #[test]
-    fn who_is_heard_long_after_the_removal_is_found() {
+    fn who_speaks_long_after_the_removal_and_is_heard_is_found() {
         let operations = history(&[("revoke", Kind::Invoke), ("revoke", Kind::Ok)]);
         let heard = |after| LastHeard {
             identity: "mallory".to_owned(),
-            at: operations[1].time + after,
+            said: operations[1].time + after,
         };
         assert_eq!(judge(&operations, &[heard(FORWARDED_MAX)]).count, 0);
         assert_eq!(judge(&operations, &[heard(FORWARDED_MAX + 1)]).count, 1);

@@ -8,8 +8,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Result;
+use livekit_protocol::data_packet::Value;
 use serde_json::json;
-use testkit::client::{Client, Options};
+use testkit::client::{Client, Message, Options};
 use testkit::token;
 
 use super::stream::options;
@@ -24,7 +25,7 @@ const PAUSE: Duration = Duration::from_millis(400);
 /// How long a refused client may take to be refused.
 const CONNECT_MAX: Duration = Duration::from_secs(4);
 
-/// A running worker; gives when each participant was heard last.
+/// A running worker; gives when each participant said the last that was heard of it.
 pub(crate) type Revoker = JoinHandle<Result<Vec<LastHeard>>>;
 
 /// Starts one.
@@ -69,9 +70,9 @@ impl Worker {
         }
         let _ = listener.await;
         let heard = heard.lock().expect("no holder panics");
-        let last = heard.iter().map(|(identity, at)| LastHeard {
+        let last = heard.iter().map(|(identity, said)| LastHeard {
             identity: identity.clone(),
-            at: *at,
+            said: *said,
         });
         last.collect()
     }
@@ -112,10 +113,13 @@ impl Worker {
         let Some(client) = self.enter(identity, &token).await else {
             return;
         };
-        // It sends until it is stopped, and asks for its session back wherever it can.
+        // It sends until it is stopped, and asks for its session back wherever it can. Each message says when it was
+        // said.
+        let history = self.shift.history.clone();
         let sending = tokio::spawn(async move {
             while client.is_connected() {
-                if client.send(b"here", "revoke", true).await.is_err() {
+                let said = history.now().to_le_bytes();
+                if client.send(&said, "revoke", true).await.is_err() {
                     break;
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -209,10 +213,25 @@ async fn listen(
             };
             let identity = message.packet.participant_identity.clone();
             if !identity.is_empty() {
+                // A listener that moves or joins hears some of it again, late.
+                let said = said(&message).unwrap_or_else(|| history.now());
                 let mut heard = heard.lock().expect("no holder panics");
-                heard.insert(identity, history.now());
+                let last = heard.entry(identity).or_default();
+                *last = said.max(*last);
             }
         }
         client.leave().await;
     }
+}
+
+/// When a message was said, nanoseconds of the history's clock.
+fn said(message: &Message) -> Option<u64> {
+    let Some(Value::User(user)) = &message.packet.value else {
+        return None;
+    };
+    user.payload
+        .as_slice()
+        .try_into()
+        .ok()
+        .map(u64::from_le_bytes)
 }

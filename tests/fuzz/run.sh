@@ -31,7 +31,7 @@ else
     names=("$@")
 fi
 failed=0
-TIMEFORMAT=%U
+TIMEFORMAT='%U %S'
 for name in "${names[@]}"; do
     mkdir -p "found/$name" "artifacts/$name"
     spent=0
@@ -41,7 +41,8 @@ for name in "${names[@]}"; do
             -artifact_prefix="artifacts/$name/" -max_total_time=$((left < 300 ? left : 300)) \
             -timeout=20 -rss_limit_mb=2048 -max_len=16384 -use_value_profile=0 \
             -print_final_stats=1 -verbosity=1 >&3 2>&1; } 2>&1) || { failed=1; break; }; } 3>&1
-        spent=$((spent + ${used%.*} + 1))
+        read -r user system <<< "$used"
+        spent=$((spent + ${user%.*} + ${system%.*} + 1))
     done
     crashes=$(find "artifacts/$name" -name 'crash-*' -o -name 'oom-*' -o -name 'timeout-*' | wc -l)
     echo "== $name: $spent s of processor time, $crashes crashes on record"

@@ -63,10 +63,13 @@ impl Kept {
         let before = std::mem::take(&mut self.by);
         let keepers = participant.into_iter().flat_map(|one| state.keepers(one));
         for keeper in keepers {
-            let checkpoint = match node.hub.checkpoints().get(&sid) {
-                // A new keeper has nothing yet.
-                Some(held) if !before.contains(&keeper) => held.whole(checkpoint.clone()),
-                _ => checkpoint.clone(),
+            // A new keeper has nothing yet.
+            let held = (!before.contains(&keeper))
+                .then(|| node.hub.checkpoints().get(&sid))
+                .flatten();
+            let checkpoint = match held {
+                Some(held) => held.whole(checkpoint.clone()),
+                None => checkpoint.clone(),
             };
             let body = Body::Checkpoint(checkpoint);
             if node.hub.mesh().send(keeper, body, true) {
