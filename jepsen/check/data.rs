@@ -2,8 +2,15 @@
 //! that it could not be sent.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use super::Opinion;
+use super::{Opinion, seconds};
+
+/// What nodes had in memory is gone with their power. So messages are not promised from so long before a loss of power,
+/// nanoseconds: what is on its way, and what a client gives again.
+const BEFORE: u64 = 5_000_000_000;
+/// To so long after the cluster is well again: by then every session has gone on elsewhere or begun anew.
+const AFTER: u64 = 5_000_000_000;
 
 /// What one receiver got of one sender's session, in the order of arrival.
 #[derive(Clone, Default, Debug)]
@@ -14,6 +21,16 @@ pub(crate) struct Received {
     /// The numbers that the sender handed over while the receiver was surely there: from, to. None: nothing
     /// is promised of losses, since one of them joined anew.
     pub(crate) promised: Option<(u64, u64)>,
+    /// When each message was handed over, by number from 1; nanoseconds of the history's clock.
+    pub(crate) sent: Arc<[u64]>,
+}
+
+impl Received {
+    /// When a message was handed over.
+    fn sent(&self, number: u64) -> u64 {
+        let at = usize::try_from(number).ok().and_then(|n| n.checked_sub(1));
+        at.and_then(|at| self.sent.get(at)).copied().unwrap_or(0)
+    }
 }
 
 /// What was found of them.
@@ -55,12 +72,28 @@ fn missing(received: &Received) -> impl Iterator<Item = u64> {
     promised.filter(move |number| !seen.contains(number))
 }
 
-/// Judges all streams; where losses are allowed, they are only counted.
-pub(crate) fn judge(all: &[Received], losses_allowed: bool) -> Opinion {
+/// Judges all streams. What was sent about a loss of power (from when, until the cluster was well again) may be lost, and is
+/// only counted.
+pub(crate) fn judge(all: &[Received], power: &[(u64, u64)]) -> Opinion {
+    let is_excused = |at: u64| {
+        let within =
+            |(from, to): &(u64, u64)| (from.saturating_sub(BEFORE)..to + AFTER).contains(&at);
+        power.iter().any(within)
+    };
     let mut opinion = Opinion::new("reliable data");
     let mut total = Counts::default();
+    let mut worst = (0, String::new());
     for received in all {
         let counts = count(received);
+        if counts.lost > worst.0 {
+            let first = missing(received).next().unwrap_or(0);
+            let of = format!(
+                ", most of {} from {first} on, sent at {}",
+                received.stream,
+                seconds(received.sent(first))
+            );
+            worst = (counts.lost, of);
+        }
         total.received += counts.received;
         total.lost += counts.lost;
         if counts.duplicates > 0 {
@@ -75,24 +108,28 @@ pub(crate) fn judge(all: &[Received], losses_allowed: bool) -> Opinion {
                 received.stream, counts.reordered
             ));
         }
+        let lost: Vec<u64> = missing(received)
+            .filter(|number| !is_excused(received.sent(*number)))
+            .collect();
         if let Some((from, to)) = received.promised
-            && counts.lost > 0
-            && !losses_allowed
+            && let Some(first) = lost.first()
         {
-            let first: Vec<String> = missing(received).take(10).map(|n| n.to_string()).collect();
+            let numbers: Vec<String> = lost.iter().take(10).map(u64::to_string).collect();
             opinion.violated(format!(
-                "{}: {} of the messages {from} to {to} never came, the first of them {}",
+                "{}: {} of the messages {from} to {to} never came, the first of them {}, sent at {}",
                 received.stream,
-                counts.lost,
-                first.join(", ")
+                lost.len(),
+                numbers.join(", "),
+                seconds(received.sent(*first))
             ));
         }
     }
     opinion.looked_at = format!(
-        "{} messages on {} streams, {} lost",
+        "{} messages on {} streams, {} lost{}",
         total.received,
         all.len(),
-        total.lost
+        total.lost,
+        worst.1
     );
     opinion
 }
@@ -106,12 +143,13 @@ mod tests {
             stream: "a to b".to_owned(),
             numbers: numbers.to_vec(),
             promised: Some((1, 4)),
+            sent: (0..5).map(|second| second * 1_000_000_000).collect(),
         }
     }
 
     #[test]
     fn once_and_in_order_is_sound() {
-        assert_eq!(judge(&[received(&[1, 2, 3, 4, 5])], false).count, 0);
+        assert_eq!(judge(&[received(&[1, 2, 3, 4, 5])], &[]).count, 0);
     }
 
     #[test]
@@ -129,8 +167,23 @@ mod tests {
         let lost = count(&received(&[1, 2, 4]));
         assert_eq!((lost.duplicates, lost.reordered, lost.lost), (0, 0, 1));
         for numbers in [&[1, 2, 2, 3, 4][..], &[1, 3, 2, 4], &[1, 2, 4]] {
-            assert_eq!(judge(&[received(numbers)], false).count, 1);
+            assert_eq!(judge(&[received(numbers)], &[]).count, 1);
         }
-        assert_eq!(judge(&[received(&[1, 2, 4])], true).count, 0);
+    }
+
+    #[test]
+    fn what_is_lost_with_the_power_is_counted_and_nothing_else() {
+        let second = 1_000_000_000;
+        let after = |at: u64| {
+            let mut stream = received(&[1, 2, 4]);
+            stream.sent = stream.sent.iter().map(|sent| sent + at).collect();
+            judge(&[stream], &[(20 * second, 30 * second)])
+        };
+        // The third message is sent two seconds later than the first.
+        for (at, violations) in [(12, 1), (13, 0), (32, 0), (33, 1)] {
+            let opinion = after(at * second);
+            assert_eq!(opinion.count, violations, "from {at} s on");
+            assert!(opinion.looked_at.contains("1 lost"));
+        }
     }
 }

@@ -15,6 +15,7 @@ use super::world::{READY_MAX, World};
 use crate::check::Opinion;
 use crate::check::convergence::{self, Agreement};
 use crate::check::coverage::{self, Need};
+use crate::check::data;
 use crate::check::registers;
 use crate::doctor::Doctor;
 use crate::history::{Action, History, Kind, Operation};
@@ -147,7 +148,10 @@ pub(crate) fn conduct(
         .map(|fault| seen.gaps_ms(fault))
         .collect();
     let is_silent = gaps_ms.iter().flatten().any(|gap| *gap > SILENCE_MS);
-    if is_silent || opinions.iter().any(|one| one.count > 0) {
+    // Also those that may be lost, as with a loss of power.
+    let has_losses = seen.probes.iter().flat_map(|probe| &probe.data);
+    let has_losses = has_losses.map(data::count).any(|one| one.lost > 0);
+    if is_silent || has_losses || opinions.iter().any(|one| one.count > 0) {
         world.keep_logs(&folder.join("logs"))?;
     }
     if let Err(failure) = world.stop() {

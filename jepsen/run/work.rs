@@ -204,24 +204,21 @@ impl Seen {
             .iter()
             .flat_map(|probe| probe.data.clone())
             .collect();
-        // What nodes had in memory is gone with their power, and packets that the network takes away
-        // for long are not waited for.
-        let losses_allowed = faults.iter().any(|fault| {
+        let span = |fault: &Fault| (fault.at, fault.recovered);
+        let spans: Vec<(u64, u64)> = faults.iter().map(span).collect();
+        let loses_power = |fault: &&Fault| {
             matches!(
                 fault.class,
                 Class::PowerAll | Class::PowerQuorum | Class::PowerOne
             )
-        });
-        let spans: Vec<(u64, u64)> = faults
-            .iter()
-            .map(|fault| (fault.at, fault.recovered))
-            .collect();
+        };
+        let power: Vec<(u64, u64)> = faults.iter().filter(loses_power).map(span).collect();
         let mut opinions = vec![
             sets::judge(operations, &self.stayed, &self.scans),
             owner::judge(&self.served),
             feed::judge(&self.feeds),
             media::judge(&streams),
-            data::judge(&received, losses_allowed),
+            data::judge(&received, &power),
             revocation::judge(operations, &self.heard),
             leak::judge(&self.before, &self.after),
             self.wire(),

@@ -115,9 +115,9 @@ async fn run(setting: Setting) -> Probed {
         probed.rejoins += rejoins;
     }
     let times = media.await.unwrap_or_default();
-    let bounds = data.await.unwrap_or_default();
+    let said = data.await.unwrap_or_default();
     if let Ok(sessions) = reader.await {
-        probed.data = judged(&setting, &sessions, &bounds);
+        probed.data = judged(&setting, &sessions, said);
     }
     if let Ok(received) = receiver.await {
         probed.resumes += received.resumes;
@@ -262,13 +262,23 @@ fn arrival(stream: u32, packet: &Packet, now: u64) -> Arrival {
     }
 }
 
-/// Of each session of the publisher, the first number and the last that was accepted.
-type Bounds = Vec<(u64, u64)>;
+/// What a publisher said.
+#[derive(Default)]
+struct Said {
+    /// Of each session, the first number and the last that was accepted.
+    bounds: Vec<(u64, u64)>,
+    /// When each message was handed over, by number from 1.
+    times: Vec<u64>,
+}
 
 /// Sends numbered messages, from 1. A session of the publisher begins new bounds.
-async fn send_data(setting: Arc<Setting>, session: watch::Receiver<Session>) -> Bounds {
+async fn send_data(setting: Arc<Setting>, session: watch::Receiver<Session>) -> Said {
     let sent = &setting.progress.sent;
-    let mut bounds = Bounds::new();
+    let history = &setting.shift.history;
+    let Said {
+        mut bounds,
+        mut times,
+    } = Said::default();
     let mut known: Option<Arc<(Client, Sender)>> = None;
     let mut tick = tokio::time::interval(MESSAGE_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -288,6 +298,7 @@ async fn send_data(setting: Arc<Setting>, session: watch::Receiver<Session>) -> 
         known = Some(session.clone());
         let text = format!("{}:{number}", setting.number);
         sent.store(number, Ordering::Relaxed);
+        times.push(history.now());
         match session.0.send(text.as_bytes(), "probe", true).await {
             Ok(()) => {
                 if let Some(last) = bounds.last_mut() {
@@ -298,7 +309,7 @@ async fn send_data(setting: Arc<Setting>, session: watch::Receiver<Session>) -> 
             Err(_) => bounds.push((number + 1, number)),
         }
     }
-    bounds
+    Said { bounds, times }
 }
 
 /// What a receiver of media got.
@@ -395,7 +406,8 @@ const DEAF_MAX: u64 = 200;
 
 /// What each session of the reader must have of each session of the publisher: from the first message that it
 /// got, up to the last one that it got, without a hole; of the last sessions all.
-fn judged(setting: &Setting, sessions: &[ReaderSession], bounds: &[(u64, u64)]) -> Vec<Received> {
+fn judged(setting: &Setting, sessions: &[ReaderSession], said: Said) -> Vec<Received> {
+    let (bounds, sent): (_, Arc<[u64]>) = (&said.bounds, said.times.into());
     let mut all = Vec::new();
     for (at, session) in sessions.iter().enumerate() {
         for (number, (first, to)) in bounds.iter().enumerate() {
@@ -416,6 +428,7 @@ fn judged(setting: &Setting, sessions: &[ReaderSession], bounds: &[(u64, u64)]) 
                 stream: format!("data {} to {}", setting.from, setting.to),
                 numbers,
                 promised: (from <= to).then_some((from, to)),
+                sent: Arc::clone(&sent),
             });
         }
     }
