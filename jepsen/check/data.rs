@@ -73,8 +73,8 @@ fn missing(received: &Received) -> impl Iterator<Item = u64> {
 }
 
 /// Judges all streams. What was sent about a loss of power (from when, until the cluster was well again) may be lost, and is
-/// only counted.
-pub(crate) fn judge(all: &[Received], power: &[(u64, u64)]) -> Opinion {
+/// only counted. Whatever had happened, messages come again afterwards: `unread` says of which streams none did.
+pub(crate) fn judge(all: &[Received], power: &[(u64, u64)], unread: &[String]) -> Opinion {
     let is_excused = |at: u64| {
         let within =
             |(from, to): &(u64, u64)| (from.saturating_sub(BEFORE)..to + AFTER).contains(&at);
@@ -83,6 +83,9 @@ pub(crate) fn judge(all: &[Received], power: &[(u64, u64)]) -> Opinion {
     let mut opinion = Opinion::new("reliable data");
     let mut total = Counts::default();
     let mut worst = (0, String::new());
+    for told in unread {
+        opinion.violated(format!("a stream is silent: {told}"));
+    }
     for received in all {
         let counts = count(received);
         if counts.lost > worst.0 {
@@ -149,7 +152,13 @@ mod tests {
 
     #[test]
     fn once_and_in_order_is_sound() {
-        assert_eq!(judge(&[received(&[1, 2, 3, 4, 5])], &[]).count, 0);
+        assert_eq!(judge(&[received(&[1, 2, 3, 4, 5])], &[], &[]).count, 0);
+    }
+
+    #[test]
+    fn a_stream_that_stays_silent_is_found() {
+        let told = "10 of 20 messages".to_owned();
+        assert_eq!(judge(&[received(&[1, 2, 3, 4])], &[], &[told]).count, 1);
     }
 
     #[test]
@@ -167,7 +176,7 @@ mod tests {
         let lost = count(&received(&[1, 2, 4]));
         assert_eq!((lost.duplicates, lost.reordered, lost.lost), (0, 0, 1));
         for numbers in [&[1, 2, 2, 3, 4][..], &[1, 3, 2, 4], &[1, 2, 4]] {
-            assert_eq!(judge(&[received(numbers)], &[]).count, 1);
+            assert_eq!(judge(&[received(numbers)], &[], &[]).count, 1);
         }
     }
 
@@ -177,7 +186,7 @@ mod tests {
         let after = |at: u64| {
             let mut stream = received(&[1, 2, 4]);
             stream.sent = stream.sent.iter().map(|sent| sent + at).collect();
-            judge(&[stream], &[(20 * second, 30 * second)])
+            judge(&[stream], &[(20 * second, 30 * second)], &[])
         };
         // The third message is sent two seconds later than the first.
         for (at, violations) in [(12, 1), (13, 0), (32, 0), (33, 1)] {

@@ -59,6 +59,8 @@ pub(crate) struct Work {
 /// What they saw besides the history.
 pub(crate) struct Seen {
     pub(crate) probes: Vec<Probed>,
+    /// Of the streams of messages that did not come back: how far they got.
+    unread: Vec<String>,
     stayed: BTreeSet<String>,
     scans: Vec<Scan>,
     feeds: Vec<Feed>,
@@ -144,10 +146,18 @@ impl Work {
             Ok(self.shift.is_quiet())
         })?;
         std::thread::sleep(DRAIN);
+        for progress in &self.progress {
+            progress.close();
+        }
         // Whether all of them come is for the judges to say.
         let _ = wait(LAST_MAX, "every message has been read", || {
             Ok(self.progress.iter().all(|one| one.is_all_read()))
         });
+        let numbered = self.progress.iter().enumerate();
+        let unread = numbered.filter(|(_, one)| !one.is_all_read());
+        let unread = unread
+            .map(|(probe, one)| format!("probe {probe}: {}", one.told()))
+            .collect();
         self.registers.read_all(&self.shift, &world.urls());
         let room = churn::room(self.seed);
         let scans: Vec<Scan> = world
@@ -180,6 +190,7 @@ impl Work {
             .map_err(|_| anyhow!("the wire's judge panicked"))?;
         Ok(Seen {
             probes,
+            unread,
             stayed,
             scans,
             feeds,
@@ -218,7 +229,7 @@ impl Seen {
             owner::judge(&self.served),
             feed::judge(&self.feeds),
             media::judge(&streams),
-            data::judge(&received, &power),
+            data::judge(&received, &power, &self.unread),
             revocation::judge(operations, &self.heard),
             leak::judge(&self.before, &self.after),
             self.wire(),

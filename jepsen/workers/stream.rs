@@ -53,12 +53,32 @@ pub(crate) type Probe = JoinHandle<Result<Probed>>;
 pub(crate) struct Progress {
     sent: AtomicU64,
     read: AtomicU64,
+    /// What is sent later need not be waited for.
+    due: AtomicU64,
 }
 
 impl Progress {
-    /// Whether the last message that was sent has been read.
+    /// The time for new faults is over: what has been sent so far is due. The publisher goes on, so that a reader that
+    /// has begun anew since gets something as well.
+    pub(crate) fn close(&self) {
+        self.due
+            .store(self.sent.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// Whether something has been read that was sent since.
     pub(crate) fn is_all_read(&self) -> bool {
-        self.read.load(Ordering::Relaxed) >= self.sent.load(Ordering::Relaxed)
+        self.read.load(Ordering::Relaxed) > self.due.load(Ordering::Relaxed)
+    }
+
+    /// How far the messages have come.
+    pub(crate) fn told(&self) -> String {
+        let number = |of: &AtomicU64| of.load(Ordering::Relaxed);
+        format!(
+            "{} of {} messages had been sent when the faults were over, the last that was read is {}",
+            number(&self.due),
+            number(&self.sent),
+            number(&self.read)
+        )
     }
 }
 
@@ -282,7 +302,7 @@ async fn send_data(setting: Arc<Setting>, session: watch::Receiver<Session>) -> 
     let mut known: Option<Arc<(Client, Sender)>> = None;
     let mut tick = tokio::time::interval(MESSAGE_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    while setting.shift.goes_on() {
+    while !setting.shift.is_released() {
         tick.tick().await;
         let Some(session) = session.borrow().clone() else {
             known = None;
@@ -405,9 +425,10 @@ async fn read(setting: Arc<Setting>) -> Vec<ReaderSession> {
 const DEAF_MAX: u64 = 200;
 
 /// What each session of the reader must have of each session of the publisher: from the first message that it
-/// got, up to the last one that it got, without a hole; of the last sessions all.
+/// got, up to the last one that it got, without a hole; of the last sessions all that is due.
 fn judged(setting: &Setting, sessions: &[ReaderSession], said: Said) -> Vec<Received> {
     let (bounds, sent): (_, Arc<[u64]>) = (&said.bounds, said.times.into());
+    let due = setting.progress.due.load(Ordering::Relaxed);
     let mut all = Vec::new();
     for (at, session) in sessions.iter().enumerate() {
         for (number, (first, to)) in bounds.iter().enumerate() {
@@ -420,7 +441,8 @@ fn judged(setting: &Setting, sessions: &[ReaderSession], said: Said) -> Vec<Rece
                 .filter(|one| (*first..next).contains(one))
                 .collect();
             let last = numbers.iter().copied().max().unwrap_or(0);
-            let to = if is_last { *to } else { last.min(*to) };
+            let until = if is_last { due } else { last };
+            let to = until.min(*to);
             // It is there once something has come; and after so many messages something must have.
             let heard = numbers.iter().copied().min();
             let from = (*first).max(heard.unwrap_or(session.begun + DEAF_MAX));

@@ -274,6 +274,11 @@ impl Live {
             return;
         }
         let queue = self.channels.queue(channel);
+        tracing::trace!(
+            ?channel,
+            waiting = queue.waiting.len(),
+            "the client's channel is open"
+        );
         queue.open = true;
         queue.bytes = 0;
         for payload in std::mem::take(&mut queue.waiting) {

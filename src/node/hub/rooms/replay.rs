@@ -16,6 +16,7 @@ use flotilla_model::cluster::Formats;
 use flotilla_model::id::{BootId, Identity, NodeId, ParticipantSid, Revision, RoomName};
 use flotilla_model::participant::Participant;
 use flotilla_signal::data::{Cache, DataOut, Sent};
+use tracing::trace;
 
 use super::{LocalSession, Outgoing, Rooms, to_proto};
 use crate::mesh::{Body, VERSION_OF_WANTED, proto};
@@ -107,6 +108,7 @@ impl Rooms {
             }
         }
         if let Some(session) = local.sessions.get_mut(&joined.sid) {
+            trace!(participant = %joined.sid, ?revision, "who has joined hears data");
             session.joined = true;
             session.since = revision;
         }
