@@ -379,6 +379,9 @@ impl Driver {
                 if self.is_overdue() {
                     return Step::Lost(Err(anyhow::anyhow!("no connection after a resume")));
                 }
+                if self.peers.is_stuck().await {
+                    return Step::Ended(anyhow::anyhow!("the server takes no messages any more"));
+                }
                 let ping = Ask::PingReq(proto::Ping::default());
                 Step::sent(self.socket.send(ping).await)
             }

@@ -1,7 +1,7 @@
 //! The two peer connections of a test client, on the `webrtc` crate.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -33,6 +33,10 @@ use super::resume::{Opened, Received, Sent, State};
 use super::tap::{Streams, TWCC, Tapped};
 use super::{Message, Options, Packet, SharedChannel};
 
+/// A server that has acknowledged nothing for so long takes no messages any more. The crate repeats them ever more
+/// seldom: after a silence of some seconds it takes as long again until it notices that the server is back.
+const STUCK_MAX: Duration = Duration::from_secs(10);
+
 /// Publisher and subscriber connection of one client.
 pub(super) struct Peers {
     publisher: Arc<dyn PeerConnection>,
@@ -47,6 +51,8 @@ pub(super) struct Peers {
     shown: [Option<String>; 2],
     /// What a resume has to tell.
     pub(super) state: State,
+    /// Bytes on the reliable channel that the server has acknowledged, and when that was more than before or all.
+    acknowledged: (u64, Instant),
     /// How the connections that are in use stand.
     standings: Vec<watch::Receiver<RTCPeerConnectionState>>,
 }
@@ -59,6 +65,8 @@ pub(super) struct Channels {
     open: watch::Receiver<u8>,
     sequence: Arc<AtomicU32>,
     sent: Sent,
+    /// Bytes on the reliable channel so far.
+    handed_over: Arc<AtomicU64>,
     /// Held while a message is handed over, and by a resume while it sends again: what is new comes after it,
     /// or the server would take what is old for repeated.
     turn: Arc<Mutex<()>>,
@@ -330,6 +338,7 @@ impl Peers {
             open,
             sequence,
             sent: Sent::default(),
+            handed_over: Arc::default(),
             turn: Arc::default(),
         };
         Ok(Self {
@@ -342,6 +351,7 @@ impl Peers {
             streams: streams.filter(|_| options.feedback),
             early: [Some(vec![]), Some(vec![])],
             shown: [None, None],
+            acknowledged: (0, Instant::now()),
         })
     }
 
@@ -362,6 +372,21 @@ impl Peers {
         }
         *before = Some(fingerprint.to_owned());
         Ok(())
+    }
+
+    /// Whether the server has acknowledged nothing for [`STUCK_MAX`] of what waits for it. Where a node begins the SCTP
+    /// association anew (RFC 9260, section 5.2.2), SDKs go on; the `webrtc` crate refuses, and nothing comes of it any
+    /// more.
+    pub(super) async fn is_stuck(&mut self) -> bool {
+        let Ok(waiting) = self.channels.reliable.outstanding_bytes().await else {
+            return false;
+        };
+        let handed_over = self.channels.handed_over.load(Ordering::Relaxed);
+        let acknowledged = handed_over.saturating_sub(waiting as u64);
+        if waiting == 0 || acknowledged > self.acknowledged.0 {
+            self.acknowledged = (acknowledged, Instant::now());
+        }
+        self.acknowledged.1.elapsed() > STUCK_MAX
     }
 
     /// Answers the server's offer.
@@ -546,7 +571,16 @@ impl Channels {
         channel
             .send(BytesMut::from(&bytes[..]))
             .await
-            .context("the data channel is gone")
+            .context("the data channel is gone")?;
+        if reliable {
+            self.hand_over(&bytes);
+        }
+        Ok(())
+    }
+
+    fn hand_over(&self, bytes: &[u8]) {
+        self.handed_over
+            .fetch_add(bytes.len() as u64, Ordering::Relaxed);
     }
 
     /// Sends again what the server does not have yet.
@@ -554,6 +588,7 @@ impl Channels {
         let _turn = self.turn.lock().await;
         for bytes in self.sent.after(after) {
             self.reliable.send(BytesMut::from(&bytes[..])).await?;
+            self.hand_over(&bytes);
         }
         Ok(())
     }
