@@ -357,7 +357,7 @@ impl Task {
         let now = Instant::now();
         if self.connect_by.is_some_and(|by| by <= now) {
             self.connect_by = None;
-            self.session.handle(now, Input::SignalClosed);
+            self.signal_closed(now);
         } else {
             self.session.handle(now, Input::Timeout);
         }
@@ -448,6 +448,8 @@ impl Task {
             }
             Message::Drain => self.session.handle(now, Input::Drain),
             Message::SendAway => self.session.handle(now, Input::SendAway),
+            Message::LeaseLapsed => self.session.handle(now, Input::LeaseLapsed),
+            Message::LeaseHolds => self.session.handle(now, Input::LeaseHolds),
             Message::Shutdown => self.session.handle(now, Input::Shutdown),
         }
     }
@@ -490,7 +492,14 @@ impl Task {
     fn lose_connection(&mut self, now: Instant) {
         self.connection = None;
         self.connect_by = None;
+        self.signal_closed(now);
+    }
+
+    fn signal_closed(&mut self, now: Instant) {
         self.session.handle(now, Input::SignalClosed);
+        if !self.node.shards.lease().holds(now) {
+            self.session.handle(now, Input::LeaseLapsed);
+        }
     }
 
     async fn drain(&mut self) {

@@ -221,6 +221,7 @@ impl ShardHandle {
 
 /// All shards of a node.
 pub struct Shards {
+    lease: Lease,
     handles: Vec<ShardHandle>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -238,6 +239,7 @@ impl Shards {
     ) -> io::Result<(Self, mpsc::Receiver<ShardEvent>)> {
         let (events, events_out) = mpsc::channel(EVENTS_MAX);
         let mut shards = Self {
+            lease: lease.clone(),
             handles: Vec::new(),
             threads: Vec::new(),
         };
@@ -285,6 +287,12 @@ impl Shards {
     pub fn of_room(&self, room: &str) -> &ShardHandle {
         let hash = flotilla_model::id::fnv1a(room.as_bytes());
         &self.handles[(hash % self.handles.len() as u64) as usize]
+    }
+
+    /// What they ask before they send.
+    #[must_use]
+    pub fn lease(&self) -> &Lease {
+        &self.lease
     }
 
     /// All of them, in order.

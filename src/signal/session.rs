@@ -132,6 +132,11 @@ pub enum Input<'a> {
     /// The node has been unable to serve for some time and does not know who serves the participant: the client is
     /// asked to resume, and is sent nothing from when it has gone until it comes back.
     SendAway,
+    /// The node may not serve any more, and others may: a client without a connection here may be with one of them by
+    /// now, and is sent nothing until it comes back or the node may serve again.
+    LeaseLapsed,
+    /// The node may serve again, and the participant is its own.
+    LeaseHolds,
     /// The node stops.
     Shutdown,
     /// [`Session::deadline`] has been reached.
@@ -299,6 +304,8 @@ impl Session {
             Input::SignalClosed => self.handle_signal_closed(now),
             Input::Drain => self.handle_drain(now),
             Input::SendAway => self.handle_send_away(now),
+            Input::LeaseLapsed => self.handle_lease_lapsed(),
+            Input::LeaseHolds => self.handle_lease_holds(),
             Input::Shutdown => self.handle_shutdown(),
             Input::Resume(resuming) => self.handle_resume(now, *resuming),
             other => match &mut self.phase {

@@ -407,7 +407,10 @@ impl World {
     }
 
     fn lapsed(&mut self, id: u64) {
-        self.process(id).holds = false;
+        let process = self.process(id);
+        process.holds = false;
+        process.rooms.broadcast(|| Inward::LeaseLapsed);
+        self.rooms_changed(id);
         self.witness.coverage.lapses += 1;
     }
 
@@ -473,8 +476,11 @@ impl World {
     fn returned(&mut self, id: u64) {
         self.process(id).returning = Return::No;
         if self.view(id, |view, _, guard| guard.returned(view)) {
-            self.process(id).holds = true;
-            let boot = self.process(id).boot;
+            let process = self.process(id);
+            process.holds = true;
+            process.rooms.broadcast(|| Inward::LeaseHolds);
+            let boot = process.boot;
+            self.rooms_changed(id);
             self.fact(&Fact::LeaseHeld { node: id, boot });
         }
     }

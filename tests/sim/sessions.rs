@@ -99,6 +99,9 @@ impl World {
                         task.connection = None;
                     }
                     self.input(id, key, Input::SignalClosed);
+                    if !self.process(id).holds {
+                        self.input(id, key, Input::LeaseLapsed);
+                    }
                 }
             }
             Message::Checked { association } if association.boot == self.process(id).boot => {
@@ -497,6 +500,8 @@ impl World {
             }
             Inward::Drain => task.session.handle(now, Input::Drain),
             Inward::SendAway => task.session.handle(now, Input::SendAway),
+            Inward::LeaseLapsed => task.session.handle(now, Input::LeaseLapsed),
+            Inward::LeaseHolds => task.session.handle(now, Input::LeaseHolds),
             Inward::Shutdown => task.session.handle(now, Input::Shutdown),
             _ => {}
         }

@@ -143,6 +143,7 @@ impl Fence {
         self.config.metrics.lease_lapses.inc();
         self.config.metrics.lease_held.set(0);
         self.standing.send_replace(false);
+        self.hub.broadcast(|| Message::LeaseLapsed);
     }
 
     fn return_ended(&mut self, may_serve: bool) {
@@ -151,6 +152,7 @@ impl Fence {
             info!("the lease holds");
             self.config.metrics.lease_held.set(1);
             self.standing.send_replace(true);
+            self.hub.broadcast(|| Message::LeaseHolds);
         }
     }
 }

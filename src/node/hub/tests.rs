@@ -216,6 +216,27 @@ async fn messages_reach_whom_they_are_for_and_joiners_once() {
 }
 
 #[tokio::test]
+async fn joiners_are_not_sent_what_somebody_said_who_has_left() {
+    let mut world = World::new();
+    let _anna = world.join("anna");
+    let mut ben = world.join("ben");
+    world.send("anna", 1, &[]);
+    world.send("ben", 1, &[]);
+    world.apply(Command::Leave {
+        room: "r".into(),
+        identity: "anna".into(),
+        sid: None,
+        reason: LeaveReason::ParticipantRemoved,
+        revoke_before: None,
+    });
+    // Its session ends a moment later.
+    world.send("anna", 2, &[]);
+    let mut cleo = world.join("cleo");
+    assert_eq!(data(&mut cleo).await, [1], "of ben");
+    assert_eq!(data(&mut ben).await, [1, 2], "who was there");
+}
+
+#[tokio::test]
 async fn a_room_of_people_who_have_just_come_says_nothing_of_what_was_passed_on() {
     let world = World::new();
     let sender = ParticipantSid("PA_x".into());

@@ -95,6 +95,10 @@ pub enum Message {
     Drain,
     /// The node cannot serve and does not know who does.
     SendAway,
+    /// The node may not serve any more, and others may.
+    LeaseLapsed,
+    /// The node may serve again.
+    LeaseHolds,
     /// The node stops.
     Shutdown,
 }

@@ -15,7 +15,6 @@ use super::live::Live;
 use super::proposals::Purpose;
 use super::{Input, Output, Phase, Session};
 use crate::connect::HttpError;
-use crate::media;
 
 /// So long a client is left alone after a resume. SDKs consider one under way until the media has been up
 /// for some time, two to four seconds, and take a connection that closes before that for its failure:
@@ -156,8 +155,26 @@ impl Session {
             if self.core.connected {
                 live.drain(&mut self.core, now);
             } else {
-                self.core.media(media::Command::SetQuiet { quiet: true });
+                live.set_quiet(&mut self.core, true);
             }
+        }
+        Flow::Stay
+    }
+
+    /// Whoever is without a connection here may have another home before this node knows.
+    pub(super) fn handle_lease_lapsed(&mut self) -> Flow {
+        if let Phase::Live(live) = &mut self.phase
+            && !self.core.connected
+        {
+            live.set_quiet(&mut self.core, true);
+        }
+        Flow::Stay
+    }
+
+    pub(super) fn handle_lease_holds(&mut self) -> Flow {
+        if let Phase::Live(live) = &mut self.phase {
+            live.sent_away = false;
+            live.set_quiet(&mut self.core, false);
         }
         Flow::Stay
     }

@@ -50,6 +50,8 @@ pub(super) struct Live {
     pub(super) drain_at: Option<Instant>,
     /// The client was asked to go where it is served, since this node cannot: once it has gone, nothing is sent to it.
     pub(super) sent_away: bool,
+    /// Nothing is sent to it.
+    quiet: bool,
     /// Why it will have been given up then.
     pub(super) leave_reason: LeaveReason,
     /// A test wants its signal connection closed at the next resume.
@@ -76,6 +78,7 @@ impl Live {
             resumed_at: None,
             drain_at: None,
             sent_away: false,
+            quiet: false,
             leave_reason: LeaveReason::SignalClose,
             disconnect_on_resume: None,
             speech_until: None,
@@ -85,6 +88,13 @@ impl Live {
             seen: room.version,
             me,
             room,
+        }
+    }
+
+    /// Whether the client is sent nothing.
+    pub(super) fn set_quiet(&mut self, core: &mut Core, quiet: bool) {
+        if std::mem::replace(&mut self.quiet, quiet) != quiet {
+            core.media(media::Command::SetQuiet { quiet });
         }
     }
 
@@ -119,6 +129,8 @@ impl Live {
             | Input::Claimed(_)
             | Input::Drain
             | Input::SendAway
+            | Input::LeaseLapsed
+            | Input::LeaseHolds
             | Input::SignalClosed
             | Input::Shutdown
             | Input::Timeout => Flow::Stay,
@@ -234,6 +246,7 @@ impl Live {
         if room.version <= self.seen {
             return Flow::Stay;
         }
+        let before = self.me.epoch;
         if !self.adopt(core, room) {
             return leave::dismiss(core, LeaveReason::Unknown);
         }
@@ -243,6 +256,9 @@ impl Live {
         }
         self.handle_own_update(core, now);
         self.compare_own_tracks(core);
+        if self.me.epoch != before {
+            self.publish_again(core);
+        }
         self.tell_everything(core);
         self.send_room_update(core, now);
         self.subscribe_to_all(core);

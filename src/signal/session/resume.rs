@@ -54,7 +54,7 @@ impl Session {
             let by = now + self.core.config.resume_timeout;
             live.wait_for_resume(by);
             if live.sent_away {
-                self.core.media(media::Command::SetQuiet { quiet: true });
+                live.set_quiet(&mut self.core, true);
             }
         }
         Flow::Stay
@@ -83,9 +83,8 @@ impl Live {
         core.connected = true;
         self.resume_by = None;
         self.resumed_at = Some(now);
-        if std::mem::take(&mut self.sent_away) {
-            core.media(media::Command::SetQuiet { quiet: false });
-        }
+        self.sent_away = false;
+        self.set_quiet(core, false);
         self.drain_at = self.drain_at.map(|_| now + leave::RESUME_SETTLE);
         self.leave_reason = LeaveReason::SignalClose;
         let disconnect = self.disconnect_on_resume.take();

@@ -78,7 +78,8 @@ impl Again<'_> {
 }
 
 impl Rooms {
-    /// Somebody joined, here or elsewhere: recent messages of participants here are for them too.
+    /// Somebody joined, here or elsewhere: recent messages of participants here are for them too. What people said who
+    /// have left is not: clients would not know who they were.
     pub(super) fn replay(&mut self, now: Instant, name: &RoomName, joined: &Participant) {
         let is_here = joined.home == self.node;
         let revision = self.revision;
@@ -97,8 +98,12 @@ impl Rooms {
                 None => return,
             }
         };
+        let room = self.state.rooms.get(name);
         for sent in local.cache.replay(now) {
-            if sent.message.is_for(&joined.identity) {
+            let message = &sent.message;
+            let sender = room.and_then(|room| room.participants.get(&message.from_identity));
+            let is_there = sender.is_some_and(|sender| sender.sid == message.from);
+            if is_there && message.is_for(&joined.identity) {
                 again.send(name, sent, joined, &local.sessions);
             }
         }

@@ -6,7 +6,7 @@ use crate::session::{Claimed, Session};
 use bytes::Bytes;
 use flotilla_model::State;
 use flotilla_model::command::Rehome;
-use flotilla_model::id::{NodeId, ParticipantSid};
+use flotilla_model::id::{Epoch, NodeId, ParticipantSid, Version};
 use std::sync::Arc;
 
 fn home(world: &World, identity: &str) -> NodeId {
@@ -321,6 +321,30 @@ fn tracks_follow_a_new_epoch_of_the_same_home() {
 }
 
 #[test]
+fn tracks_follow_a_new_epoch_that_a_gap_of_the_events_hides() {
+    let mut world = World::new();
+    let alice = world.enter("alice");
+    let camera = world.publish(alice, camera());
+    world.seats[alice].take_media();
+    let mut room = (**world.room()).clone();
+    room.version = Version(room.version.0 + 1);
+    let mut own = (*room.participants[&Identity::from("alice")]).clone();
+    own.epoch = Epoch(own.epoch.0 + 1);
+    let now = own.epoch;
+    room.participants.insert("alice".into(), own.into());
+    let room = std::sync::Arc::new(room);
+    world.input(alice, Input::Snapshot { room: Some(&room) });
+    let media = world.seats[alice].take_media();
+    assert!(
+        media.iter().any(|command| matches!(
+            command,
+            media::Command::Publish { track, epoch } if track.sid == camera && *epoch == now
+        )),
+        "other nodes would refuse the track: {media:?}"
+    );
+}
+
+#[test]
 fn who_was_removed_meanwhile_is_told_so() {
     let mut world = World::new();
     world.enter("alice");
@@ -494,6 +518,32 @@ fn who_is_sent_away_hears_nothing_from_here_once_gone() {
     world.adopt("alice", parameters(true));
     assert_eq!(home(&world, "alice"), NodeId(2));
     assert!(world.seats[bob].take().is_empty(), "bob is told nothing");
+}
+
+#[test]
+fn who_is_without_a_connection_hears_nothing_from_here_while_the_lease_is_over() {
+    const NOTHING: [bool; 0] = [];
+    let mut world = World::new();
+    let alice = world.enter("alice");
+    world.input(alice, Input::LeaseLapsed);
+    assert_eq!(quiet(&mut world, alice), NOTHING, "it is still here");
+    // What the shell says again whenever a connection ends meanwhile.
+    world.input(alice, Input::SignalClosed);
+    world.input(alice, Input::LeaseLapsed);
+    assert_eq!(quiet(&mut world, alice), [true]);
+    world.resume(alice, parameters(true));
+    assert_eq!(quiet(&mut world, alice), [false], "it found nobody else");
+    world.input(alice, Input::SignalClosed);
+    assert_eq!(quiet(&mut world, alice), NOTHING);
+    world.input(alice, Input::LeaseLapsed);
+    world.input(alice, Input::SendAway);
+    assert_eq!(quiet(&mut world, alice), [true], "once");
+    // The log says that the participant's home is here: as any other, also when it is gone the next time.
+    world.input(alice, Input::LeaseHolds);
+    assert_eq!(quiet(&mut world, alice), [false]);
+    world.resume(alice, parameters(true));
+    world.input(alice, Input::SignalClosed);
+    assert_eq!(quiet(&mut world, alice), NOTHING);
 }
 
 #[test]
