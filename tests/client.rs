@@ -56,6 +56,17 @@ pub struct Message {
     pub at: Instant,
 }
 
+impl Message {
+    /// What an application said; `None` for packets of other kinds.
+    #[must_use]
+    pub fn user(&self) -> Option<&[u8]> {
+        match &self.packet.value {
+            Some(proto::data_packet::Value::User(user)) => Some(&user.payload),
+            _ => None,
+        }
+    }
+}
+
 /// How to connect.
 #[derive(Clone, Debug)]
 pub struct Options {

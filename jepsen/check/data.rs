@@ -42,10 +42,11 @@ pub(crate) struct Counts {
     pub(crate) reordered: usize,
 }
 
-/// Counts of one stream.
-pub(crate) fn count(received: &Received) -> Counts {
+/// Counts of one stream; `lost` are those of it.
+fn count(received: &Received, lost: &[u64]) -> Counts {
     let mut counts = Counts {
         received: received.numbers.len(),
+        lost: lost.len(),
         ..Counts::default()
     };
     let mut seen: BTreeMap<u64, usize> = BTreeMap::new();
@@ -60,16 +61,20 @@ pub(crate) fn count(received: &Received) -> Counts {
         }
         highest = highest.max(Some(*number));
     }
-    counts.lost = missing(received).count();
     counts
 }
 
+/// Whether something that was promised did not come.
+pub(crate) fn has_losses(received: &Received) -> bool {
+    !missing(received).is_empty()
+}
+
 /// The numbers that were promised and did not come.
-fn missing(received: &Received) -> impl Iterator<Item = u64> {
+fn missing(received: &Received) -> Vec<u64> {
     let seen: BTreeSet<u64> = received.numbers.iter().copied().collect();
     let promised = received.promised.into_iter();
     let promised = promised.flat_map(|(from, to)| from..=to);
-    promised.filter(move |number| !seen.contains(number))
+    promised.filter(|number| !seen.contains(number)).collect()
 }
 
 /// Judges all streams. What was sent about a loss of power (from when, until the cluster was well again) may be lost, and is
@@ -87,9 +92,10 @@ pub(crate) fn judge(all: &[Received], power: &[(u64, u64)], unread: &[String]) -
         opinion.violated(format!("a stream is silent: {told}"));
     }
     for received in all {
-        let counts = count(received);
+        let mut lost = missing(received);
+        let counts = count(received, &lost);
         if counts.lost > worst.0 {
-            let first = missing(received).next().unwrap_or(0);
+            let first = lost.first().copied().unwrap_or(0);
             let of = format!(
                 ", most of {} from {first} on, sent at {}",
                 received.stream,
@@ -111,9 +117,7 @@ pub(crate) fn judge(all: &[Received], power: &[(u64, u64)], unread: &[String]) -
                 received.stream, counts.reordered
             ));
         }
-        let lost: Vec<u64> = missing(received)
-            .filter(|number| !is_excused(received.sent(*number)))
-            .collect();
+        lost.retain(|number| !is_excused(received.sent(*number)));
         if let Some((from, to)) = received.promised
             && let Some(first) = lost.first()
         {
@@ -161,19 +165,23 @@ mod tests {
         assert_eq!(judge(&[received(&[1, 2, 3, 4])], &[], &[told]).count, 1);
     }
 
+    fn counted(received: &Received) -> Counts {
+        count(received, &missing(received))
+    }
+
     #[test]
     fn duplicates_reordering_and_losses_are_found() {
-        let duplicate = count(&received(&[1, 2, 2, 3, 4]));
+        let duplicate = counted(&received(&[1, 2, 2, 3, 4]));
         assert_eq!(
             (duplicate.duplicates, duplicate.reordered, duplicate.lost),
             (1, 0, 0)
         );
-        let reordered = count(&received(&[1, 3, 2, 4]));
+        let reordered = counted(&received(&[1, 3, 2, 4]));
         assert_eq!(
             (reordered.duplicates, reordered.reordered, reordered.lost),
             (0, 1, 0)
         );
-        let lost = count(&received(&[1, 2, 4]));
+        let lost = counted(&received(&[1, 2, 4]));
         assert_eq!((lost.duplicates, lost.reordered, lost.lost), (0, 0, 1));
         for numbers in [&[1, 2, 2, 3, 4][..], &[1, 3, 2, 4], &[1, 2, 4]] {
             assert_eq!(judge(&[received(numbers)], &[], &[]).count, 1);

@@ -149,8 +149,8 @@ pub(crate) fn conduct(
         .collect();
     let is_silent = gaps_ms.iter().flatten().any(|gap| *gap > SILENCE_MS);
     // Also those that may be lost, as with a loss of power.
-    let has_losses = seen.probes.iter().flat_map(|probe| &probe.data);
-    let has_losses = has_losses.map(data::count).any(|one| one.lost > 0);
+    let mut streams = seen.probes.iter().flat_map(|probe| &probe.data);
+    let has_losses = streams.any(data::has_losses);
     if is_silent || has_losses || opinions.iter().any(|one| one.count > 0) {
         world.keep_logs(&folder.join("logs"))?;
     }

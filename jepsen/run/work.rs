@@ -111,7 +111,7 @@ impl Work {
                     urls: urls.clone(),
                     number,
                     from,
-                    to: from % world.count() + 1,
+                    to: stream::reader_of(from, world.count()),
                     seed,
                     hz: common.probe_hz,
                 })
@@ -153,10 +153,13 @@ impl Work {
         let _ = wait(LAST_MAX, "every message has been read", || {
             Ok(self.progress.iter().all(|one| one.is_all_read()))
         });
-        let numbered = self.progress.iter().enumerate();
-        let unread = numbered.filter(|(_, one)| !one.is_all_read());
+        let unread = world.ids().zip(&self.progress);
+        let unread = unread.filter(|(_, one)| !one.is_all_read());
         let unread = unread
-            .map(|(probe, one)| format!("probe {probe}: {}", one.told()))
+            .map(|(from, one)| {
+                let (to, told) = (stream::reader_of(from, world.count()), one.told());
+                format!("{from} to {to}: {told}")
+            })
             .collect();
         self.registers.read_all(&self.shift, &world.urls());
         let room = churn::room(self.seed);

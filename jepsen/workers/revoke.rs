@@ -8,7 +8,6 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Result;
-use livekit_protocol::data_packet::Value;
 use serde_json::json;
 use testkit::client::{Client, Message, Options};
 use testkit::token;
@@ -226,12 +225,5 @@ async fn listen(
 
 /// When a message was said, nanoseconds of the history's clock.
 fn said(message: &Message) -> Option<u64> {
-    let Some(Value::User(user)) = &message.packet.value else {
-        return None;
-    };
-    user.payload
-        .as_slice()
-        .try_into()
-        .ok()
-        .map(u64::from_le_bytes)
+    message.user()?.try_into().ok().map(u64::from_le_bytes)
 }

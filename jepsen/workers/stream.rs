@@ -113,6 +113,11 @@ pub(crate) struct Setting {
     pub(crate) progress: Arc<Progress>,
 }
 
+/// The node of those who receive what a publisher at node `from` sends, of so many.
+pub(crate) fn reader_of(from: u64, nodes: u64) -> u64 {
+    from % nodes + 1
+}
+
 /// Starts one.
 pub(crate) fn start(setting: Setting) -> std::io::Result<Probe> {
     on_thread(format!("probe-{}", setting.number), move || run(setting))
@@ -458,11 +463,7 @@ fn judged(setting: &Setting, sessions: &[ReaderSession], said: Said) -> Vec<Rece
 }
 
 fn number(message: &testkit::client::Message) -> Option<u64> {
-    use livekit_protocol::data_packet::Value;
-    let Some(Value::User(user)) = &message.packet.value else {
-        return None;
-    };
-    let text = std::str::from_utf8(&user.payload).ok()?;
+    let text = std::str::from_utf8(message.user()?).ok()?;
     text.split_once(':')?.1.parse().ok()
 }
 

@@ -51,8 +51,9 @@ pub(super) struct Peers {
     shown: [Option<String>; 2],
     /// What a resume has to tell.
     pub(super) state: State,
-    /// Bytes on the reliable channel that the server has acknowledged, and when that was more than before or all.
-    acknowledged: (u64, Instant),
+    /// While something waits on the reliable channel: how many bytes the server has acknowledged, and since when that has
+    /// not changed, as far as it was looked at.
+    waits: Option<(u64, Instant)>,
     /// How the connections that are in use stand.
     standings: Vec<watch::Receiver<RTCPeerConnectionState>>,
 }
@@ -351,7 +352,7 @@ impl Peers {
             streams: streams.filter(|_| options.feedback),
             early: [Some(vec![]), Some(vec![])],
             shown: [None, None],
-            acknowledged: (0, Instant::now()),
+            waits: None,
         })
     }
 
@@ -383,10 +384,15 @@ impl Peers {
         };
         let handed_over = self.channels.handed_over.load(Ordering::Relaxed);
         let acknowledged = handed_over.saturating_sub(waiting as u64);
-        if waiting == 0 || acknowledged > self.acknowledged.0 {
-            self.acknowledged = (acknowledged, Instant::now());
+        if waiting == 0 {
+            self.waits = None;
+            return false;
         }
-        self.acknowledged.1.elapsed() > STUCK_MAX
+        let waits = self.waits.filter(|(before, _)| *before == acknowledged);
+        let (_, since) = *self
+            .waits
+            .insert(waits.unwrap_or((acknowledged, Instant::now())));
+        since.elapsed() > STUCK_MAX
     }
 
     /// Answers the server's offer.

@@ -120,11 +120,8 @@ async fn reliable_messages_arrive_once_in_order_on_every_node() -> Result<()> {
                 message.packet.participant_identity == "one",
                 "it says who sent it"
             );
-            let Some(livekit_protocol::data_packet::Value::User(user)) = message.packet.value
-            else {
-                anyhow::bail!("a user packet");
-            };
-            counts.push(u32::from_be_bytes(user.payload[..4].try_into()?));
+            let said = message.user().context("a user packet")?;
+            counts.push(u32::from_be_bytes(said[..4].try_into()?));
         }
         ensure!(
             counts == (0..1000).collect::<Vec<_>>(),
