@@ -486,9 +486,10 @@ impl Shard {
                     // What was queued before goes out before the borrower sends, and what came before is the session's.
                     self.flush(engine);
                     self.give_events(engine);
+                    let was_cut_off = !self.lease.holds(now);
                     let peers = session.peers().into_iter();
                     let lent = peers.filter_map(|peer| {
-                        let lent = engine.lend(now, peer, to);
+                        let lent = engine.lend(now, peer, to, was_cut_off);
                         let lent = lent.inspect_err(|reason| {
                             info!(peer = peer.0, reason, "a path is not lent");
                         });

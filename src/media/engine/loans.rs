@@ -99,7 +99,8 @@ impl Loans {
 
 impl Engine {
     /// Closes a connection and lends its path to the node that goes on with it, which is to be given what
-    /// this returns ([`crate::command::Command::GoOn`]).
+    /// this returns ([`crate::command::Command::GoOn`]). `was_cut_off`: whether others may not have heard this node
+    /// until now.
     ///
     /// # Errors
     /// Why there is nothing to lend. Nothing has happened then.
@@ -108,12 +109,17 @@ impl Engine {
         now: Instant,
         id: PeerId,
         to: NodeId,
+        was_cut_off: bool,
     ) -> Result<Continuation, &'static str> {
         if !self.router.has_link(to) {
             return Err("the node cannot be reached");
         }
         let peer = self.peers.get_mut(&id);
         let peer = peer.ok_or("there is no such connection")?;
+        if peer.transport.may_lose_data(now, was_cut_off) {
+            // The client says it again to its next home, which may be another one than the borrower.
+            return Err("others may not have what the client said last");
+        }
         // This node lives: what has come is passed on, and need not come again to the borrower.
         peer.transport.all_data_safe(now);
         self.advance(now, id);

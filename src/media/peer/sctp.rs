@@ -211,6 +211,11 @@ impl Sctp {
         self.transmit_released();
     }
 
+    /// Whether others may lack what the client said last; `was_cut_off`: this node until now.
+    pub(super) fn may_lose(&self, now: Instant, was_cut_off: bool) -> bool {
+        self.hold.may_lose(now, was_cut_off)
+    }
+
     /// Nothing is waited for any more: what was given out until now is kept elsewhere.
     pub(super) fn all_safe(&mut self) {
         self.hold.take_all();

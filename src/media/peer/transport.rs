@@ -529,6 +529,13 @@ impl Transport {
         self.after_sctp(now);
     }
 
+    /// Whether others may lack the messages that arrived last, since this node is cut off or was until now. They have
+    /// not been acknowledged.
+    #[must_use]
+    pub fn may_lose_data(&self, now: Instant, was_cut_off: bool) -> bool {
+        self.sctp.may_lose(now, was_cut_off)
+    }
+
     /// As [`Transport::data_safe`], for all that arrived.
     pub fn all_data_safe(&mut self, now: Instant) {
         self.sctp.all_safe();

@@ -1,8 +1,9 @@
 //! A session moves from an engine that lives: its path is lent, so that nothing is missed before the client
 //! has a path of its own to the new home.
 
-use super::takeover::{Call, Kinds};
+use super::takeover::{self, Call, Kinds};
 use super::*;
+use crate::reach::Reach;
 
 fn links(world: &mut World) {
     for engine in 0..3 {
@@ -22,7 +23,8 @@ impl Call {
     fn lend(&mut self, from: usize, to: usize) {
         let now = self.world.now;
         for client in [self.alice, self.bob] {
-            let lent = self.world.engines[from].lend(now, peer(client), NodeId(to as u64 + 1));
+            let lent =
+                self.world.engines[from].lend(now, peer(client), NodeId(to as u64 + 1), false);
             let role = if client == self.alice {
                 self.kinds.publisher()
             } else {
@@ -95,13 +97,48 @@ fn a_v0_call_moves_on_lent_paths() {
     a_call_moves_on_lent_paths(Kinds::V0);
 }
 
+/// What a client said to a node that nobody hears is not acknowledged, and said again to whoever is its next home.
+#[test]
+fn whoever_may_be_cut_off_does_not_lend() {
+    let reach = Reach::new(crate::test_epoch());
+    let world = World::with(3, |config| {
+        config.data.hold_max = Duration::from_millis(100);
+        config.data.reach = Some(reach.clone());
+    });
+    let mut call = Call::within(Kinds::V1, world);
+    links(&mut call.world);
+    let (at, alice) = (call.world.now, call.alice);
+    call.world.clients[alice].data(at, |sctp| sctp.send(at, takeover::RELIABLE, b"last"));
+    let lent = |call: &mut Call, client, was_cut_off| {
+        let now = call.world.now;
+        call.world.engines[0].lend(now, peer(client), NodeId(2), was_cut_off)
+    };
+    call.world.run(Duration::from_millis(50));
+    assert!(lent(&mut call, alice, true).is_err());
+    // Its acknowledgement is due after 200 ms, and waits.
+    call.world.run(Duration::from_millis(600));
+    assert!(lent(&mut call, alice, false).is_err());
+    let bob = call.bob;
+    assert!(lent(&mut call, bob, true).is_ok(), "he said nothing");
+
+    let last = |(_, event): &(usize, Event)| match event {
+        Event::Data { number, .. } => Some(*number),
+        _ => None,
+    };
+    let number = call.world.events.iter().find_map(last).expect("it came");
+    let peer = peer(alice);
+    call.world.command(0, Command::DataSafe { peer, number });
+    assert!(lent(&mut call, alice, true).is_ok(), "others have it");
+}
+
 /// A path is lent by whoever has it, to a node that can be reached, for a time.
 #[test]
 fn what_is_not_there_is_not_lent() {
     let mut call = Call::new(Kinds::V1);
     let now = call.world.now;
     let alice = peer(call.alice);
-    let lend = |call: &mut Call, engine: usize, to| call.world.engines[engine].lend(now, alice, to);
+    let lend =
+        |call: &mut Call, engine: usize, to| call.world.engines[engine].lend(now, alice, to, false);
     assert!(lend(&mut call, 0, NodeId(2)).is_err(), "no link");
     links(&mut call.world);
     assert!(lend(&mut call, 1, NodeId(3)).is_err(), "no such peer");
@@ -110,7 +147,7 @@ fn what_is_not_there_is_not_lent() {
     call.play(0..20);
     call.lend(0, 1);
     let now = call.world.now;
-    let again = call.world.engines[1].lend(now, alice, NodeId(3));
+    let again = call.world.engines[1].lend(now, alice, NodeId(3), false);
     assert!(again.is_err(), "a loan is not lent on");
     // Nobody but the borrower sends there.
     let before = call.world.clients[call.bob].rtp.len();

@@ -16,7 +16,7 @@ const V0_VIDEO_CID: &str = "b86d86f1-3479-4e06-b430-7fce90dad66f";
 const V0_AUDIO_CID: &str = "9087e8d2-2268-4e86-8fba-7cab58891f06";
 const V0_AUDIO_SSRC: u32 = 3_177_281_995;
 /// Streams of the clients' data channels.
-const RELIABLE: u16 = 3;
+pub(super) const RELIABLE: u16 = 3;
 const LOSSY: u16 = 1;
 
 /// What tells the two kinds of LiveKit clients apart here.

@@ -70,15 +70,16 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(engines: usize) -> Self {
-        Self::with(engines, false)
+        Self::with(engines, |_| ())
     }
 
     /// Engines whose addresses may move.
     pub(super) fn moving(engines: usize) -> Self {
-        Self::with(engines, true)
+        Self::with(engines, |config| config.moves = true)
     }
 
-    fn with(engines: usize, moves: bool) -> Self {
+    /// Engines with other settings.
+    pub(super) fn with(engines: usize, change: impl Fn(&mut EngineConfig)) -> Self {
         let now = crate::test_epoch();
         thread_local! {
             static CERTIFICATE: Arc<Certificate> =
@@ -94,7 +95,7 @@ impl World {
                 [index as u8 + 1; 32],
             );
             config.peers_max = 8;
-            config.moves = moves;
+            change(&mut config);
             config.fresh_certificate = Arc::new(Certificate::generate().expect("generates"));
             Engine::new(now, config)
         };

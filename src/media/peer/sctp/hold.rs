@@ -6,7 +6,8 @@
 //! and packets with a SACK wait for those that came before them. Owned by `Sctp`.
 //!
 //! Somebody who is to have a message may be gone, so there is an end to the waiting; but not for a node that
-//! may be cut off itself: what it acknowledged then, it could give to nobody.
+//! may be cut off itself: what it acknowledged then, it could give to nobody. Nor at once when others hear it
+//! again: what went out meanwhile is sent again by TCP in its own time.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -18,6 +19,9 @@ use crate::reach::Reach;
 
 /// How often it is looked whether others hear this node again.
 const LOOK: Duration = Duration::from_millis(20);
+/// TCP, whose timer doubles, is silent for as long again as others did not hear it; a connection that did not get through
+/// for longer than this has been given up and made anew.
+const AGAIN_MAX: Duration = Duration::from_secs(2);
 
 /// Packets that wait for the messages before them.
 pub(super) struct Hold {
@@ -37,6 +41,8 @@ struct Waiting {
     after: u64,
     since: Instant,
     by: Instant,
+    /// Others had not heard this node when it was looked last.
+    unheard: bool,
     packet: Bytes,
 }
 
@@ -80,6 +86,7 @@ impl Hold {
             after: self.given,
             since: now,
             by: now + self.max,
+            unheard: false,
             packet,
         });
         None
@@ -98,6 +105,14 @@ impl Hold {
         self.waiting.front().map(|waiting| waiting.by)
     }
 
+    /// Whether others may lack what the client said last: something waits for longer than it would at a node that
+    /// they hear, or is not safe at one that was cut off until now.
+    pub(super) fn may_lose(&self, now: Instant, was_cut_off: bool) -> bool {
+        let first = self.waiting.front();
+        let is_late = |waiting: &Waiting| waiting.unheard || waiting.since + self.max < now;
+        first.is_some_and(is_late) || was_cut_off && !self.open.is_empty()
+    }
+
     /// What is not safe by now is waited for no longer, unless this node may be cut off.
     pub(super) fn handle_timeout(&mut self, now: Instant) {
         let reach = self.reach.as_ref();
@@ -107,10 +122,14 @@ impl Hold {
             if waiting.by > now {
                 break;
             }
-            if is_heard(waiting.since) {
-                given_up = waiting.after;
-            } else {
+            if !is_heard(waiting.since) {
+                waiting.unheard = true;
                 waiting.by = now + LOOK;
+            } else if std::mem::take(&mut waiting.unheard) {
+                let unheard = now.saturating_duration_since(waiting.since);
+                waiting.by = now + unheard.min(AGAIN_MAX);
+            } else {
+                given_up = waiting.after;
             }
         }
         if given_up > 0 {
@@ -205,5 +224,45 @@ mod tests {
         hold.handle_timeout(later + MAX * 2);
         assert_eq!(polled(&mut hold), [sack]);
         assert_eq!(hold.deadline(), None);
+    }
+
+    #[test]
+    fn who_was_cut_off_waits_for_as_long_again() {
+        let now = crate::test_epoch();
+        let reach = Reach::new(now);
+        let mut hold = Hold::new(MAX, Some(reach.clone()));
+        let sack = packet(SACK, 1);
+        let sent = now + MAX;
+        assert_eq!((hold.give(), hold.pass(sent, sack.clone())), (1, None));
+        assert!(
+            !hold.may_lose(sent + MAX / 2, false),
+            "it is about to be safe"
+        );
+        assert!(hold.may_lose(sent + MAX / 2, true));
+        hold.handle_timeout(sent + MAX);
+        assert!(hold.may_lose(sent + MAX, false));
+        let back = sent + MAX * 10;
+        reach.heard(back);
+        hold.handle_timeout(back);
+        assert!(
+            hold.may_lose(back, false),
+            "what was said meanwhile is on its way"
+        );
+        assert_eq!(hold.deadline(), Some(back + MAX * 10));
+        hold.handle_timeout(back + MAX * 10);
+        assert_eq!(polled(&mut hold), std::slice::from_ref(&sack));
+        assert!(!hold.may_lose(back + MAX * 10, true));
+
+        // For two seconds at most, and no longer than until others have it.
+        let sent = back + MAX * 20;
+        assert_eq!((hold.give(), hold.pass(sent, sack.clone())), (2, None));
+        hold.handle_timeout(sent + MAX);
+        let back = sent + MAX * 100;
+        reach.heard(back);
+        hold.handle_timeout(back);
+        assert_eq!(hold.deadline(), Some(back + AGAIN_MAX));
+        hold.take(2);
+        assert_eq!(polled(&mut hold), [sack]);
+        assert!(!hold.may_lose(back, true));
     }
 }
