@@ -19,9 +19,9 @@ use crate::reach::Reach;
 
 /// How often it is looked whether others hear this node again.
 const LOOK: Duration = Duration::from_millis(20);
-/// TCP, whose timer doubles, is silent for as long again as others did not hear it; a connection that did not get through
-/// for longer than this has been given up and made anew.
-const AGAIN_MAX: Duration = Duration::from_secs(2);
+/// TCP, whose timer doubles, is silent for as long again as others did not hear it; nodes give a connection up that was
+/// silent for longer than this, and make it anew.
+const AGAIN_MAX: Duration = Duration::from_secs(3);
 
 /// Packets that wait for the messages before them.
 pub(super) struct Hold {
@@ -253,7 +253,7 @@ mod tests {
         assert_eq!(polled(&mut hold), std::slice::from_ref(&sack));
         assert!(!hold.may_lose(back + MAX * 10, true));
 
-        // For two seconds at most, and no longer than until others have it.
+        // For three seconds at most, and no longer than until others have it.
         let sent = back + MAX * 20;
         assert_eq!((hold.give(), hold.pass(sent, sack.clone())), (2, None));
         hold.handle_timeout(sent + MAX);
