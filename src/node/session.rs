@@ -447,7 +447,6 @@ impl Task {
                 self.session.handle(now, Input::Snapshot { room });
             }
             Message::Drain => self.session.handle(now, Input::Drain),
-            Message::SendAway => self.session.handle(now, Input::SendAway),
             Message::LeaseLapsed => self.session.handle(now, Input::LeaseLapsed),
             Message::LeaseHolds => self.session.handle(now, Input::LeaseHolds),
             Message::Shutdown => self.session.handle(now, Input::Shutdown),

@@ -129,11 +129,9 @@ pub enum Input<'a> {
     /// The node is being emptied: the client is asked to resume, which brings it to another node. The
     /// session goes on until that one has it.
     Drain,
-    /// The node has been unable to serve for some time and does not know who serves the participant: the client is
-    /// asked to resume, and is sent nothing from when it has gone until it comes back.
-    SendAway,
     /// The node may not serve any more, and others may: a client without a connection here may be with one of them by
-    /// now, and is sent nothing until it comes back or the node may serve again.
+    /// now, and is sent nothing until it comes back or the node may serve again. Said again when a connection ends
+    /// meanwhile.
     LeaseLapsed,
     /// The node may serve again, and the participant is its own.
     LeaseHolds,
@@ -303,7 +301,6 @@ impl Session {
             Input::Event { change, room } => self.handle_event(now, change, room),
             Input::SignalClosed => self.handle_signal_closed(now),
             Input::Drain => self.handle_drain(now),
-            Input::SendAway => self.handle_send_away(now),
             Input::LeaseLapsed => self.handle_lease_lapsed(),
             Input::LeaseHolds => self.handle_lease_holds(),
             Input::Shutdown => self.handle_shutdown(),

@@ -392,7 +392,7 @@ impl World {
                 self.go_back(id);
             }
             Deed::SendAway => {
-                self.process(id).rooms.broadcast(|| Inward::SendAway);
+                self.process(id).rooms.broadcast(|| Inward::Drain);
                 self.rooms_changed(id);
                 self.witness.coverage.sent_away += 1;
             }

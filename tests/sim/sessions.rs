@@ -499,7 +499,6 @@ impl World {
                 task.session.handle(now, Input::Snapshot { room });
             }
             Inward::Drain => task.session.handle(now, Input::Drain),
-            Inward::SendAway => task.session.handle(now, Input::SendAway),
             Inward::LeaseLapsed => task.session.handle(now, Input::LeaseLapsed),
             Inward::LeaseHolds => task.session.handle(now, Input::LeaseHolds),
             Inward::Shutdown => task.session.handle(now, Input::Shutdown),

@@ -121,7 +121,7 @@ impl Fence {
                         "the lease stays lapsed; clients are asked to resume elsewhere"
                     );
                 }
-                self.hub.broadcast(|| Message::SendAway);
+                self.hub.broadcast(|| Message::Drain);
             }
         }
     }

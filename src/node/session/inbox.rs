@@ -93,8 +93,6 @@ pub enum Message {
     Snapshot(Arc<State>),
     /// The node is being emptied.
     Drain,
-    /// The node cannot serve and does not know who does.
-    SendAway,
     /// The node may not serve any more, and others may.
     LeaseLapsed,
     /// The node may serve again.

@@ -147,21 +147,8 @@ impl Session {
         Flow::Stay
     }
 
-    /// Nobody here knows who serves the participant by now, and that one begins without a word from this session. A client
-    /// that finds nobody comes back, and goes on here.
-    pub(super) fn handle_send_away(&mut self, now: Instant) -> Flow {
-        if let Phase::Live(live) = &mut self.phase {
-            live.sent_away = true;
-            if self.core.connected {
-                live.drain(&mut self.core, now);
-            } else {
-                live.set_quiet(&mut self.core, true);
-            }
-        }
-        Flow::Stay
-    }
-
-    /// Whoever is without a connection here may have another home before this node knows.
+    /// Nobody here knows who serves a client without a connection by now, and that one begins without a word from this
+    /// session. A client that finds nobody comes back, and goes on here.
     pub(super) fn handle_lease_lapsed(&mut self) -> Flow {
         if let Phase::Live(live) = &mut self.phase
             && !self.core.connected
@@ -173,7 +160,6 @@ impl Session {
 
     pub(super) fn handle_lease_holds(&mut self) -> Flow {
         if let Phase::Live(live) = &mut self.phase {
-            live.sent_away = false;
             live.set_quiet(&mut self.core, false);
         }
         Flow::Stay

@@ -48,9 +48,7 @@ pub(super) struct Live {
     pub(super) resumed_at: Option<Instant>,
     /// When it is to be asked to resume.
     pub(super) drain_at: Option<Instant>,
-    /// The client was asked to go where it is served, since this node cannot: once it has gone, nothing is sent to it.
-    pub(super) sent_away: bool,
-    /// Nothing is sent to it.
+    /// Nothing is sent to it: it has gone, and this node does not know whether another one serves it.
     quiet: bool,
     /// Why it will have been given up then.
     pub(super) leave_reason: LeaveReason,
@@ -77,7 +75,6 @@ impl Live {
             resume_by: None,
             resumed_at: None,
             drain_at: None,
-            sent_away: false,
             quiet: false,
             leave_reason: LeaveReason::SignalClose,
             disconnect_on_resume: None,
@@ -128,7 +125,6 @@ impl Live {
             | Input::Resume(_)
             | Input::Claimed(_)
             | Input::Drain
-            | Input::SendAway
             | Input::LeaseLapsed
             | Input::LeaseHolds
             | Input::SignalClosed

@@ -53,9 +53,6 @@ impl Session {
         if let Phase::Live(live) = &mut self.phase {
             let by = now + self.core.config.resume_timeout;
             live.wait_for_resume(by);
-            if live.sent_away {
-                live.set_quiet(&mut self.core, true);
-            }
         }
         Flow::Stay
     }
@@ -83,7 +80,6 @@ impl Live {
         core.connected = true;
         self.resume_by = None;
         self.resumed_at = Some(now);
-        self.sent_away = false;
         self.set_quiet(core, false);
         self.drain_at = self.drain_at.map(|_| now + leave::RESUME_SETTLE);
         self.leave_reason = LeaveReason::SignalClose;

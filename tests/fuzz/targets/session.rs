@@ -384,7 +384,8 @@ impl World {
             0 => self.input(seat, Input::Drain),
             1 => self.input(seat, Input::Shutdown),
             2 => self.input(seat, Input::Snapshot { room }),
-            3 => self.input(seat, Input::SendAway),
+            3 if draw.byte().is_multiple_of(2) => self.input(seat, Input::LeaseLapsed),
+            3 => self.input(seat, Input::LeaseHolds),
             4 => self.input(seat, Input::Media(media::Event::Lost)),
             5 => {
                 let claimed = Claimed {

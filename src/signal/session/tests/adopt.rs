@@ -291,6 +291,16 @@ fn asks_again_with_the_epoch_that_holds() {
     assert!(claimed > before.epoch);
 }
 
+fn assert_published_under(now: Epoch, sid: &TrackSid, media: &[media::Command]) {
+    assert!(
+        media.iter().any(|command| matches!(
+            command,
+            media::Command::Publish { track, epoch } if track.sid == *sid && *epoch == now
+        )),
+        "other nodes would refuse the track: {media:?}"
+    );
+}
+
 #[test]
 fn tracks_follow_a_new_epoch_of_the_same_home() {
     let mut world = World::new();
@@ -311,13 +321,7 @@ fn tracks_follow_a_new_epoch_of_the_same_home() {
     let now = world.room().participants[&Identity::from("alice")].epoch;
     assert!(now > present.epoch);
     let media = world.seats[next].take_media();
-    assert!(
-        media.iter().any(|command| matches!(
-            command,
-            media::Command::Publish { track, epoch } if track.sid == camera && *epoch == now
-        )),
-        "other nodes would refuse the track: {media:?}"
-    );
+    assert_published_under(now, &camera, &media);
 }
 
 #[test]
@@ -335,13 +339,7 @@ fn tracks_follow_a_new_epoch_that_a_gap_of_the_events_hides() {
     let room = std::sync::Arc::new(room);
     world.input(alice, Input::Snapshot { room: Some(&room) });
     let media = world.seats[alice].take_media();
-    assert!(
-        media.iter().any(|command| matches!(
-            command,
-            media::Command::Publish { track, epoch } if track.sid == camera && *epoch == now
-        )),
-        "other nodes would refuse the track: {media:?}"
-    );
+    assert_published_under(now, &camera, &media);
 }
 
 #[test]
@@ -497,7 +495,8 @@ fn who_is_sent_away_hears_nothing_from_here_once_gone() {
     let alice = world.enter("alice");
     let bob = world.enter("bob");
     world.seats[bob].take();
-    world.input(alice, Input::SendAway);
+    world.input(alice, Input::LeaseLapsed);
+    world.input(alice, Input::Drain);
     let told = leave(&world, alice).expect("told to resume");
     assert_eq!(told.action, Action::Resume as i32);
     assert_eq!(
@@ -506,6 +505,7 @@ fn who_is_sent_away_hears_nothing_from_here_once_gone() {
         "it is still here"
     );
     world.input(alice, Input::SignalClosed);
+    world.input(alice, Input::LeaseLapsed);
     assert_eq!(quiet(&mut world, alice), [true]);
     // It found nobody, and goes on here.
     world.resume(alice, parameters(true));
@@ -513,7 +513,7 @@ fn who_is_sent_away_hears_nothing_from_here_once_gone() {
     world.input(alice, Input::SignalClosed);
     assert_eq!(quiet(&mut world, alice), [] as [bool; 0], "as any other");
     // It has no connection now, and may be elsewhere by the time it has one.
-    world.input(alice, Input::SendAway);
+    world.input(alice, Input::LeaseLapsed);
     assert_eq!(quiet(&mut world, alice), [true]);
     world.adopt("alice", parameters(true));
     assert_eq!(home(&world, "alice"), NodeId(2));
@@ -536,7 +536,7 @@ fn who_is_without_a_connection_hears_nothing_from_here_while_the_lease_is_over()
     world.input(alice, Input::SignalClosed);
     assert_eq!(quiet(&mut world, alice), NOTHING);
     world.input(alice, Input::LeaseLapsed);
-    world.input(alice, Input::SendAway);
+    world.input(alice, Input::LeaseLapsed);
     assert_eq!(quiet(&mut world, alice), [true], "once");
     // The log says that the participant's home is here: as any other, also when it is gone the next time.
     world.input(alice, Input::LeaseHolds);
