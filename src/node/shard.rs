@@ -46,8 +46,10 @@ const GATHER: Duration = Duration::from_micros(500);
 const WINDOW: Duration = Duration::from_millis(2);
 
 /// While this node's lease does not hold, a client or node that was heard from this recently is still
-/// served: it is, by whom it chose. Clients are silent for 5 s at most (RTCP's interval).
-const HEARD_MAX: Duration = Duration::from_secs(6);
+/// served: it is, by whom it chose. libwebrtc checks its path every 2.5 s when it has nothing else to send.
+/// Less than after which a client that hears nothing looks for another node: browsers give a path up after 5 s,
+/// signalling its connection after its timeout for pings. When the way to it is free again it may be served there.
+const HEARD_MAX: Duration = Duration::from_secs(3);
 /// Datagrams that were waiting while the process was stopped are no sign of that: until all of them have been
 /// read, and this long after the lease was found to have ended, none is taken for one.
 const WAKING: Duration = Duration::from_millis(100);

@@ -71,6 +71,25 @@ fn what_waited_while_the_process_was_stopped_is_no_sign_of_life() {
     assert!(!lapsed.serves(late + WAKING, client));
 }
 
+/// A client that hears nothing leaves after 3 s at the earliest: its pings have to time out.
+#[test]
+fn a_client_that_may_have_left_meanwhile_is_not_served() {
+    const PING_TIMEOUT: Duration = Duration::from_secs(3);
+    // Of libwebrtc, for a path that carries nothing else.
+    const CHECK_INTERVAL: Duration = Duration::from_millis(2500);
+    let start = Instant::now();
+    let client = SocketAddr::from(([192, 0, 2, 7], 5));
+    let mut lapsed = Lapsed::new(start);
+    let heard = start + LATE_MAX;
+    lapsed.hear(heard, client);
+    assert!(lapsed.serves(heard + CHECK_INTERVAL, client));
+    let gone = heard + PING_TIMEOUT + Duration::from_millis(1);
+    assert!(!lapsed.serves(gone, client));
+    // It comes back to this node, because it found nobody else.
+    lapsed.hear(gone, client);
+    assert!(lapsed.serves(gone, client));
+}
+
 #[test]
 fn a_thread_that_was_stopped_anywhere_in_its_turn_is_late() {
     let turned = Instant::now();
