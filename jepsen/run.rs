@@ -55,6 +55,9 @@ pub(crate) struct Common {
     /// Media packets a second of each probe.
     #[arg(long, default_value_t = 200)]
     probe_hz: u32,
+    /// Reliable messages a second of each probe.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    message_hz: u32,
     /// Number of the namespaces; given by the process that made them.
     #[arg(long, hide = true)]
     lab: Option<u32>,

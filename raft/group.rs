@@ -423,6 +423,13 @@ impl Group {
         triggered.map_err(|_| ProposeError::Stopped)
     }
 
+    /// Forgets the entries of this node's log up to this index, as far as they are in a snapshot. A node that lacks
+    /// one of them gets the snapshot.
+    pub async fn purge_log(&self, up_to: u64) -> Result<(), ProposeError> {
+        let purged = self.core.raft.trigger().purge_log(up_to).await;
+        purged.map_err(|_| ProposeError::Stopped)
+    }
+
     /// Stops the group on this node. A leader hands over first, if another voter can take over
     /// at once.
     pub async fn shutdown(&self) {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::json;
 use testkit::cluster::wait;
 
@@ -12,8 +12,10 @@ use crate::run::world::{READY_MAX, World};
 
 /// A node has people again only after the others have heard that it takes them.
 const SETTLE_MAX: Duration = Duration::from_secs(20);
-/// More entries than a group keeps in its log behind a snapshot, so that a node that was away needs that.
-const ENTRIES: usize = 5_600;
+/// Tried meanwhile, so that the others agree on more than a node that goes away may have received of its own.
+const ENTRIES: usize = 480;
+/// Of them so many are missing at least.
+const MISSING_MIN: u64 = 100;
 /// Writers that make them.
 const WRITERS: usize = 24;
 
@@ -66,7 +68,7 @@ pub(super) fn replace(world: &mut World, target: u64) -> Result<Injected> {
     Ok(injected)
 }
 
-/// Away until the others have forgotten what it lacks.
+/// Away until the others have forgotten what it lacks, and only a snapshot helps it.
 pub(super) fn away(world: &mut World, target: u64) -> Result<Injected> {
     world.kill(target)?;
     let mut injected = Injected::of(vec![target], String::new());
@@ -80,11 +82,16 @@ pub(super) fn away(world: &mut World, target: u64) -> Result<Injected> {
             scope.spawn(move || write_much(url, writer));
         }
     });
+    let mut missing = u64::MAX;
     for id in others {
-        world.cluster.admin_of(id, &["snapshot"])?;
+        let built = world.cluster.admin_of(id, &["snapshot", "--purge-log"])?;
+        let purged = built["purged"].as_u64().context("purged")?;
+        missing = missing.min(purged.saturating_sub(before));
     }
-    let entries = world.applied(world.another(target)?)? - before;
-    injected.told = format!("{target} away for {entries} entries and a snapshot");
+    if missing < MISSING_MIN {
+        bail!("node {target} lacks {missing} entries, too few to be sure that it needs a snapshot");
+    }
+    injected.told = format!("{target} away for {missing} entries that all others have forgotten");
     Ok(injected)
 }
 

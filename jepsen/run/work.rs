@@ -114,6 +114,7 @@ impl Work {
                     to: stream::reader_of(from, world.count()),
                     seed,
                     hz: common.probe_hz,
+                    message_hz: common.message_hz,
                 })
             })
             .collect();

@@ -404,8 +404,11 @@ impl Proof {
         if earlier.contains(&node) && !is_newer {
             self.findings.older_after_newer += 1;
             self.tell(format!(
-                "{:.3} {} -> {}: a packet of an older home after one of a newer",
-                datagram.at, datagram.from, datagram.to
+                "{:.3} {} -> {}: a packet of an older home after one of a newer, {:?}",
+                datagram.at,
+                datagram.from,
+                datagram.to,
+                datagram.meaning()
             ));
             return;
         }

@@ -23,8 +23,6 @@ use crate::check::media::{Arrival, Stream};
 use crate::net::End;
 use crate::net::emulator::Chance;
 
-/// Between two reliable messages.
-const MESSAGE_EVERY: Duration = Duration::from_millis(50);
 /// A receiver that hears nothing for so long joins anew: its connection is gone for good.
 const SILENT_MAX: Duration = Duration::from_secs(6);
 /// RTP time units of a millisecond at 48 kHz.
@@ -110,6 +108,8 @@ pub(crate) struct Setting {
     pub(crate) to: u64,
     pub(crate) seed: u64,
     pub(crate) hz: u32,
+    /// Reliable messages a second.
+    pub(crate) message_hz: u32,
     pub(crate) progress: Arc<Progress>,
 }
 
@@ -305,7 +305,7 @@ async fn send_data(setting: Arc<Setting>, session: watch::Receiver<Session>) -> 
         mut times,
     } = Said::default();
     let mut known: Option<Arc<(Client, Sender)>> = None;
-    let mut tick = tokio::time::interval(MESSAGE_EVERY);
+    let mut tick = tokio::time::interval(Duration::from_secs(1) / setting.message_hz);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while !setting.shift.is_released() {
         tick.tick().await;

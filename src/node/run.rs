@@ -6,6 +6,7 @@
 //! Ports come first, so that a taken one is found before anything is written.
 
 use std::collections::BTreeMap;
+use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -872,11 +873,13 @@ pub async fn run(config: Config, founding: Founding) -> anyhow::Result<()> {
     // Others notice within milliseconds that the process is gone, and its clients resume there.
     if failure.is_some() && node.group.status().fault.is_some() {
         // Never closed: sled writes what it has when it is, to a disk that may not take it, and panics then.
-        let _ = std::mem::ManuallyDrop::new(node);
+        let _ = ManuallyDrop::new(node);
         return failure.map_or(Ok(()), Err);
     }
+    // Nor is it taken apart halfway, which would acknowledge what its links had still to bring to others.
+    let mut stop = ManuallyDrop::new(Box::pin(node.stop()));
     tokio::select! {
-        () = node.stop() => {}
+        () = stop.as_mut() => {}
         _ = terminate.recv() => warn!("stopping at once"),
         _ = tokio::signal::ctrl_c() => warn!("stopping at once"),
     }

@@ -129,9 +129,8 @@ pub enum Input<'a> {
     /// The node is being emptied: the client is asked to resume, which brings it to another node. The
     /// session goes on until that one has it.
     Drain,
-    /// The node may not serve any more, and others may: a client without a connection here may be with one of them by
-    /// now, and is sent nothing until it comes back or the node may serve again. Said again when a connection ends
-    /// meanwhile.
+    /// The node may not serve any more, and others may: a client without a connection here, now or later, may be with
+    /// one of them, and is sent nothing until it comes back or the node may serve again.
     LeaseLapsed,
     /// The node may serve again, and the participant is its own.
     LeaseHolds,
@@ -301,7 +300,10 @@ impl Session {
             Input::Event { change, room } => self.handle_event(now, change, room),
             Input::SignalClosed => self.handle_signal_closed(now),
             Input::Drain => self.handle_drain(now),
-            Input::LeaseLapsed => self.handle_lease_lapsed(),
+            Input::LeaseLapsed => {
+                self.core.lapsed = true;
+                Flow::Stay
+            }
             Input::LeaseHolds => self.handle_lease_holds(),
             Input::Shutdown => self.handle_shutdown(),
             Input::Resume(resuming) => self.handle_resume(now, *resuming),
@@ -323,6 +325,7 @@ impl Session {
             },
         };
         self.follow(flow);
+        self.hush();
     }
 
     /// A reliable message that the client's connection had acknowledged here before it went on at another node: it is

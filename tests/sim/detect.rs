@@ -392,7 +392,9 @@ impl World {
                 self.go_back(id);
             }
             Deed::SendAway => {
-                self.process(id).rooms.broadcast(|| Inward::Drain);
+                let rooms = &mut self.process(id).rooms;
+                rooms.broadcast(|| Inward::LeaseLapsed);
+                rooms.broadcast(|| Inward::Drain);
                 self.rooms_changed(id);
                 self.witness.coverage.sent_away += 1;
             }

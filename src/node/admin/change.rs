@@ -6,7 +6,7 @@ use flotilla_model::cluster::NodeState;
 use flotilla_model::command::{Command, Rejection, Reply};
 use flotilla_model::id::{Identity, NodeId, RequestId, RoomName, UnixMillis};
 use flotilla_model::participant::LeaveReason;
-use flotilla_raft::{Member, ProposeError};
+use flotilla_raft::{Member, Position, ProposeError, Status as GroupView};
 use tonic::Status;
 use tracing::info;
 
@@ -21,27 +21,56 @@ const SNAPSHOT_MAX: Duration = Duration::from_secs(60);
 const SNAPSHOT_POLL: Duration = Duration::from_millis(20);
 
 impl AdminService {
-    pub(super) async fn build_snapshot(&self) -> Result<proto::TriggerSnapshotResponse, Status> {
+    pub(super) async fn build_snapshot(
+        &self,
+        request: proto::TriggerSnapshotRequest,
+    ) -> Result<proto::TriggerSnapshotResponse, Status> {
         let group = &self.context.group;
         let wanted = group.status().applied;
         let triggered = group.trigger_snapshot().await;
         triggered.map_err(|error| error::of_proposal(&error))?;
-        let built = tokio::time::timeout(SNAPSHOT_MAX, async {
+        let snapshot = self
+            .reached("snapshot", wanted, |status| status.snapshot)
+            .await?;
+        if request.purge_log
+            && let Some(snapshot) = snapshot
+        {
+            let purged = group.purge_log(snapshot.index).await;
+            purged.map_err(|error| error::of_proposal(&error))?;
+            self.reached("purge of the log", Some(snapshot), |status| status.purged)
+                .await?;
+            info!(
+                up_to = snapshot.index,
+                "log before the snapshot forgotten, as an operator asked"
+            );
+        }
+        Ok(proto::TriggerSnapshotResponse {
+            position: self.position_now(),
+            snapshot: snapshot.map(log_id),
+            purged: group.status().purged.map(log_id),
+        })
+    }
+
+    /// Waits until the group on this node is that far. Gives how far it is.
+    async fn reached(
+        &self,
+        what: &str,
+        wanted: Option<Position>,
+        of: impl Fn(&GroupView) -> Option<Position>,
+    ) -> Result<Option<Position>, Status> {
+        let group = &self.context.group;
+        let reached = tokio::time::timeout(SNAPSHOT_MAX, async {
             loop {
-                let snapshot = group.status().snapshot;
-                if snapshot >= wanted {
-                    return snapshot;
+                let at = of(&group.status());
+                if at >= wanted {
+                    return at;
                 }
                 tokio::time::sleep(SNAPSHOT_POLL).await;
             }
         });
-        let snapshot = built.await.map_err(|_| {
-            Status::deadline_exceeded(format!("no snapshot within {SNAPSHOT_MAX:?}"))
-        })?;
-        Ok(proto::TriggerSnapshotResponse {
-            position: self.position_now(),
-            snapshot: snapshot.map(log_id),
-        })
+        reached
+            .await
+            .map_err(|_| Status::deadline_exceeded(format!("no {what} within {SNAPSHOT_MAX:?}")))
     }
 
     pub(super) async fn move_leader(

@@ -142,9 +142,10 @@ impl Admin for AdminService {
 
     async fn trigger_snapshot(
         &self,
-        _request: Request<proto::TriggerSnapshotRequest>,
+        request: Request<proto::TriggerSnapshotRequest>,
     ) -> Result<Response<proto::TriggerSnapshotResponse>, Status> {
-        self.build_snapshot().await.map(Response::new)
+        let built = self.build_snapshot(request.into_inner()).await;
+        built.map(Response::new)
     }
 
     async fn transfer_leader(

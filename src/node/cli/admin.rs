@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 
 use self::client::{Client, TlsFiles};
-use crate::admin::proto;
+use crate::admin::proto::{self, LogId};
 
 mod client;
 mod follow;
@@ -119,7 +119,12 @@ enum AdminCommand {
         after: Option<u64>,
     },
     /// Has the asked node build a snapshot.
-    Snapshot,
+    Snapshot {
+        /// Forgets the log before it as well, which takes space. Nodes that lack entries of it
+        /// catch up by the snapshot.
+        #[arg(long)]
+        purge_log: bool,
+    },
     /// Makes another voter the leader.
     TransferLeader {
         /// Its number.
@@ -260,10 +265,16 @@ async fn change(
     command: AdminCommand,
 ) -> anyhow::Result<(serde_json::Value, String)> {
     Ok(match command {
-        AdminCommand::Snapshot => {
-            let built = client.trigger_snapshot().await?;
-            let index = built.snapshot.map_or(0, |snapshot| snapshot.index);
-            let text = format!("The newest snapshot ends at log index {index}.\n");
+        AdminCommand::Snapshot { purge_log } => {
+            let built = client.trigger_snapshot(purge_log).await?;
+            let index = |id: Option<LogId>| id.map_or(0, |id| id.index);
+            let mut text = format!(
+                "The newest snapshot ends at log index {}.\n",
+                index(built.snapshot)
+            );
+            if purge_log {
+                text += &format!("The log begins after index {}.\n", index(built.purged));
+            }
             (json::snapshot(&built), text)
         }
         AdminCommand::TransferLeader { node } => {

@@ -121,6 +121,8 @@ impl Fence {
                         "the lease stays lapsed; clients are asked to resume elsewhere"
                     );
                 }
+                // Who has come since the lease ended has not heard of that.
+                self.hub.broadcast(|| Message::LeaseLapsed);
                 self.hub.broadcast(|| Message::Drain);
             }
         }

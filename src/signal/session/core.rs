@@ -35,6 +35,8 @@ pub(super) struct Core {
     /// There is a signal connection; without one replies are dropped, because a resume brings
     /// everything anew.
     pub(super) connected: bool,
+    /// The node may not serve at the moment, and others may.
+    pub(super) lapsed: bool,
     /// The engine has no peers of this session yet: it would not know what is meant.
     pub(super) peers_pending: bool,
     pub(super) discards: Discards,
@@ -76,6 +78,7 @@ impl Core {
             resumes_on_close: false,
             single: false,
             connected: true,
+            lapsed: false,
             peers_pending: false,
             discards: Discards::default(),
             outputs: VecDeque::new(),

@@ -147,22 +147,24 @@ impl Session {
         Flow::Stay
     }
 
-    /// Nobody here knows who serves a client without a connection by now, and that one begins without a word from this
-    /// session. A client that finds nobody comes back, and goes on here.
-    pub(super) fn handle_lease_lapsed(&mut self) -> Flow {
-        if let Phase::Live(live) = &mut self.phase
-            && !self.core.connected
-        {
-            live.set_quiet(&mut self.core, true);
-        }
-        Flow::Stay
-    }
-
     pub(super) fn handle_lease_holds(&mut self) -> Flow {
+        self.core.lapsed = false;
         if let Phase::Live(live) = &mut self.phase {
             live.set_quiet(&mut self.core, false);
         }
         Flow::Stay
+    }
+
+    /// While the node may not serve, nobody here knows who serves a client without a connection, and that one begins
+    /// without a word from this session: the client lost its connection or was told to resume, and is sent nothing.
+    /// If it finds nobody it comes back, and goes on here.
+    pub(super) fn hush(&mut self) {
+        if let Phase::Live(live) = &mut self.phase
+            && self.core.lapsed
+            && !self.core.connected
+        {
+            live.set_quiet(&mut self.core, true);
+        }
     }
 
     /// The node stops: clients come back through another one.

@@ -49,12 +49,22 @@ async fn builds_a_snapshot_and_waits_for_it() {
     let applied = port.group.status().applied;
     let mut client = port.client().await;
     let built = client
-        .trigger_snapshot(proto::TriggerSnapshotRequest {})
+        .trigger_snapshot(proto::TriggerSnapshotRequest { purge_log: false })
         .await;
     let built = built.expect("is built").into_inner();
     let index = built.snapshot.map(|snapshot| snapshot.index);
     assert!(index >= applied.map(|applied| applied.index));
     assert_eq!(port.group.status().snapshot.map(|s| s.index), index);
+    assert_eq!(built.purged, None, "the log stays");
+    let purged = client
+        .trigger_snapshot(proto::TriggerSnapshotRequest { purge_log: true })
+        .await;
+    let purged = purged.expect("is built").into_inner().purged;
+    assert!(purged.map(|purged| purged.index) >= index);
+    assert_eq!(
+        port.group.status().purged.map(|s| s.index),
+        purged.map(|purged| purged.index)
+    );
     port.close().await;
 }
 

@@ -334,8 +334,9 @@ impl Client {
 
     pub(super) async fn trigger_snapshot(
         &mut self,
+        purge_log: bool,
     ) -> anyhow::Result<proto::TriggerSnapshotResponse> {
-        let request = self.unary(proto::TriggerSnapshotRequest {});
+        let request = self.unary(proto::TriggerSnapshotRequest { purge_log });
         let answer = self.service.trigger_snapshot(request).await;
         self.answer(answer)
     }

@@ -162,6 +162,7 @@ pub(super) fn hash(answer: &proto::GetStateHashResponse) -> Value {
 pub(super) fn snapshot(answer: &proto::TriggerSnapshotResponse) -> Value {
     json!({
         "snapshot": answer.snapshot.map(|snapshot| snapshot.index),
+        "purged": answer.purged.map(|purged| purged.index),
         "position": position(answer.position),
     })
 }

@@ -99,6 +99,11 @@ async fn prints_what_operators_and_scripts_read() {
     assert_eq!(table, "No room.\n");
     let (snapshot, _) = done(&port, &["snapshot"]).await;
     assert!(snapshot["snapshot"].as_u64() > Some(0));
+    assert_eq!(snapshot["purged"], Value::Null);
+    let (purged, text) = done(&port, &["snapshot", "--purge-log"]).await;
+    assert_eq!(purged["purged"], purged["snapshot"]);
+    let told = format!("The log begins after index {}.", purged["purged"]);
+    assert!(text.contains(&told), "{text}");
     port.close().await;
 }
 
