@@ -86,7 +86,7 @@ impl Hub {
                 receipt,
             } = outgoing;
             let mesh = &self.shared.mesh;
-            mesh.send_to_start(to, boot, body, reliable, receipt);
+            mesh.send_to_start(to, boot, body, reliable, receipt.as_ref());
         }
         self.shared
             .metrics

@@ -183,7 +183,7 @@ impl Mesh {
         boot: BootId,
         body: Body,
         reliable: bool,
-        receipt: Option<Receipt>,
+        receipt: Option<&Receipt>,
     ) -> bool {
         self.post(to, Some(boot), body, reliable, receipt)
     }
@@ -194,21 +194,18 @@ impl Mesh {
         boot: Option<BootId>,
         body: Body,
         reliable: bool,
-        receipt: Option<Receipt>,
+        receipt: Option<&Receipt>,
     ) -> bool {
         let posted = Posted {
             body,
             reliable,
             boot,
-            receipt: receipt.clone(),
+            leg: receipt.map(Receipt::leg),
         };
         let taken = lock(&self.shared.links)
             .get(&to)
             .is_some_and(|link| link.queue.push(posted));
         if !taken {
-            if let Some(receipt) = receipt {
-                receipt.lose();
-            }
             self.shared.metrics.mesh_dropped.inc();
         }
         taken

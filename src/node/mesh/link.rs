@@ -19,7 +19,7 @@ use super::proto::mesh_client::MeshClient;
 use super::proto::{Frame, Heartbeat, Hello, LinkReply, LinkRequest, link_reply, link_request};
 use super::queue::{Posted, Waiting};
 use super::{Body, Health, Own, Signs, lock};
-use crate::session::receipt::Receipt;
+use crate::session::receipt::Leg;
 use crate::telemetry::Metrics;
 
 /// Frames kept until acknowledged. When it is reached, nothing more is taken from the queue.
@@ -60,8 +60,15 @@ struct KeptFrame {
     frame: Frame,
     /// The start of the node that it is for, if it is for one.
     boot: Option<BootId>,
-    /// Held until it is acknowledged.
-    _receipt: Option<Receipt>,
+    leg: Option<Leg>,
+}
+
+impl KeptFrame {
+    fn end(self) {
+        if let Some(leg) = self.leg {
+            leg.end();
+        }
+    }
 }
 
 /// Reliable frames that the other end has not acknowledged, in order.
@@ -79,18 +86,14 @@ impl Kept {
         self.frames.len() < KEPT_MAX && self.bytes < KEPT_BYTES_MAX
     }
 
-    fn push(&mut self, boot: Option<BootId>, receipt: Option<Receipt>, body: Body) {
+    fn push(&mut self, boot: Option<BootId>, leg: Option<Leg>, body: Body) {
         self.last_sequence += 1;
         let frame = Frame {
             sequence: self.last_sequence,
             body: Some(body),
         };
         self.bytes += frame.encoded_len();
-        self.frames.push_back(KeptFrame {
-            frame,
-            boot,
-            _receipt: receipt,
-        });
+        self.frames.push_back(KeptFrame { frame, boot, leg });
     }
 
     /// The other end answers for the first time and knows of frames up to this number, which another link from here
@@ -124,6 +127,7 @@ impl Kept {
             if let Some(kept) = self.frames.pop_front() {
                 self.bytes -= kept.frame.encoded_len();
                 self.sent = self.sent.saturating_sub(1);
+                kept.end();
             }
         }
     }
@@ -131,7 +135,10 @@ impl Kept {
     /// Another start of the node answers: what was for the one before is gone with that. What was for a later
     /// one stays.
     fn begin_again(&mut self, gone: BootId) {
-        self.frames.retain(|kept| kept.boot != Some(gone));
+        let is_gone = |kept: &KeptFrame| kept.boot == Some(gone);
+        let (over, left): (VecDeque<_>, _) = self.frames.drain(..).partition(is_gone);
+        self.frames = left;
+        over.into_iter().for_each(KeptFrame::end);
         self.bytes = self.frames_len();
         self.sent = 0;
     }
@@ -275,7 +282,7 @@ impl LinkTask {
                     Err(_) => return "stream ended",
                 },
                 next = self.queue.next(), if self.kept.has_room() => match next {
-                    Some(Posted { body, boot, receipt, reliable: true }) => self.kept.push(boot, receipt, body),
+                    Some(Posted { body, boot, leg, reliable: true }) => self.kept.push(boot, leg, body),
                     Some(Posted { body, reliable: false, .. }) => {
                         let frame = Frame { sequence: 0, body: Some(body) };
                         if requests.try_send(request(frame)).is_err() {
@@ -337,6 +344,7 @@ fn request(frame: Frame) -> LinkRequest {
 mod tests {
     use super::*;
     use crate::mesh::proto::Speakers;
+    use crate::session::receipt::Receipt;
     use std::sync::atomic::{AtomicBool, Ordering};
 
     fn body(room: &str) -> Body {
@@ -376,7 +384,7 @@ mod tests {
             (Some(second), "c"),
             (Some(first), "d"),
         ] {
-            kept.push(boot, Some(receipt.clone()), body(room));
+            kept.push(boot, Some(receipt.leg()), body(room));
         }
         while kept.next().is_some() {}
         kept.begin_again(first);
@@ -390,6 +398,18 @@ mod tests {
         kept.acknowledge(3);
         assert_eq!((kept.frames.len(), kept.bytes), (0, 0));
         assert!(let_go.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn a_link_that_ends_has_not_brought_what_it_kept() {
+        let mut kept = Kept::default();
+        let is_safe = Arc::new(AtomicBool::new(false));
+        let told = is_safe.clone();
+        let receipt = Receipt::new(move || told.store(true, Ordering::Relaxed));
+        kept.push(None, Some(receipt.leg()), body("r"));
+        drop(receipt);
+        drop(kept);
+        assert!(!is_safe.load(Ordering::Relaxed));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use prost::Message as _;
 use tokio::sync::mpsc;
 
 use super::Body;
-use crate::session::receipt::Receipt;
+use crate::session::receipt::Leg;
 
 /// Bytes that may wait. When there are more, the newest message is dropped and counted: the node behind the link has
 /// not taken anything for long.
@@ -27,7 +27,7 @@ pub(super) struct Posted {
     pub(super) reliable: bool,
     /// The start of the node that it is for; `None`: whichever is there.
     pub(super) boot: Option<BootId>,
-    pub(super) receipt: Option<Receipt>,
+    pub(super) leg: Option<Leg>,
 }
 
 impl Posted {
@@ -110,7 +110,7 @@ mod tests {
             body: Body::Data(data),
             reliable,
             boot: None,
-            receipt: None,
+            leg: None,
         }
     }
 

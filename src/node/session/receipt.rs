@@ -5,6 +5,8 @@
 //! engine ─ number ─ session ─ hub ─┬─ link ─ kept until acknowledged ─┐
 //!                                  └─ link ─ kept until acknowledged ─┴─ last one dropped ─ DataSafe ─ engine
 //! ```
+//!
+//! A link that ends by itself has not brought what it kept: only an acknowledgement lets go of a [`Leg`] in earnest.
 
 use std::fmt;
 use std::sync::Arc;
@@ -47,9 +49,30 @@ impl Receipt {
         }))
     }
 
-    /// Somebody who is to have the message does not get it. Whoever waits has a bound.
-    pub fn lose(&self) {
-        self.0.is_lost.store(true, Ordering::Relaxed);
+    /// For a way by which the message goes to somebody who is to have it.
+    #[must_use]
+    pub fn leg(&self) -> Leg {
+        Leg(Some(self.clone()))
+    }
+}
+
+/// A way by which a message goes. If it ends before the message has arrived, for example with the process, the message is
+/// lost on it: nobody says that it is safe, and whoever waits has a bound.
+#[derive(Debug)]
+pub struct Leg(Option<Receipt>);
+
+impl Leg {
+    /// The message is where it was to go, or nobody is there any more who would miss it.
+    pub fn end(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Leg {
+    fn drop(&mut self) {
+        if let Some(receipt) = self.0.take() {
+            receipt.0.is_lost.store(true, Ordering::Relaxed);
+        }
     }
 }
 
@@ -81,13 +104,15 @@ mod tests {
             let done = Arc::new(AtomicBool::new(false));
             let told = done.clone();
             let receipt = Receipt::new(move || told.store(true, Ordering::Relaxed));
-            let other = receipt.clone();
-            if is_lost {
-                other.lose();
-            }
+            let (one, other) = (receipt.leg(), receipt.leg());
             drop(receipt);
+            one.end();
             assert!(!done.load(Ordering::Relaxed));
-            drop(other);
+            if is_lost {
+                drop(other);
+            } else {
+                other.end();
+            }
             assert_eq!(done.load(Ordering::Relaxed), !is_lost);
         }
     }
