@@ -146,6 +146,13 @@ impl History {
             .ok_or(Lagged { after })?;
         Ok(changes.iter().skip(skip).take(limit).cloned().collect())
     }
+
+    /// The last change up to this log entry, if it is kept.
+    pub(crate) fn at(&self, log_index: u64) -> Option<Arc<Change>> {
+        let changes = self.lock();
+        let up_to = changes.partition_point(|change| change.log_index <= log_index);
+        changes.get(up_to.checked_sub(1)?).cloned()
+    }
 }
 
 /// Changes taken at once from the history by a feed.
@@ -294,6 +301,19 @@ mod tests {
             assert_eq!(change.state.revision, Revision(revision));
         }
         assert_eq!(feed.try_next().expect("kept").map(|c| c.revision), None);
+    }
+
+    #[test]
+    fn a_state_is_found_as_long_as_the_change_before_it_is_kept() {
+        let (history, _stop, _feed) = setup();
+        let at = |log_index| history.at(log_index).map(|change| change.revision.0);
+        assert_eq!(at(7), None);
+        publish(&history, 1..=3);
+        history.replace(applied(10));
+        assert_eq!(at(10), None, "nobody here knows what led to it");
+        publish(&history, 11..=13);
+        assert_eq!((at(10), at(11), at(12)), (None, Some(11), Some(12)));
+        assert_eq!(at(99), Some(13), "no change since");
     }
 
     #[tokio::test]

@@ -37,8 +37,6 @@ use crate::types::{Batch, Member, Metrics, Raft, StoredMembership, TypeConfig};
 
 /// How long a stopping leader waits for another to take over.
 const HANDOVER: Duration = Duration::from_millis(1500);
-/// Changes given out at once by [`Group::changes_since`].
-const CHANGES_MAX: usize = 1024;
 
 /// A group on this node.
 #[derive(Clone)]
@@ -396,10 +394,10 @@ impl Group {
         Feed::resume(Arc::clone(&self.core.history), stop, after)
     }
 
-    /// The changes after `after` that are here by now, oldest first and at most a thousand; empty if
-    /// there is none.
-    pub fn changes_since(&self, after: Revision) -> Result<Vec<Arc<Change>>, Lagged> {
-        self.core.history.since(after, CHANGES_MAX)
+    /// The last change up to this log entry, if it is kept; the state after it is that of the entry.
+    #[must_use]
+    pub fn change_at(&self, log_index: u64) -> Option<Arc<Change>> {
+        self.core.history.at(log_index)
     }
 
     /// Hash of the newest state applied here; equal on all nodes at equal log indices. Takes as long

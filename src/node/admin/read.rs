@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_model::encoding::state_hash;
-use flotilla_model::id::{Revision, RoomName};
+use flotilla_model::id::RoomName;
 use flotilla_model::room::Room;
 use flotilla_raft::{Applied, Change, MemberStatus, Position, Role, Status as GroupView};
 use tonic::Status;
@@ -14,9 +14,6 @@ use super::page::Pager;
 use super::service::{AdminService, needed};
 use super::{convert, proto};
 use crate::control::takeovers::Takeover;
-
-/// Changes looked at per step when an older state is searched.
-const HISTORY_STEP: u64 = 1024;
 
 impl AdminService {
     pub(super) fn status(&self) -> proto::GetStatusResponse {
@@ -189,7 +186,7 @@ impl AdminService {
         })
     }
 
-    /// The state after a log entry, newest first through the changes that are kept.
+    /// The state after a log entry, if what led to it is kept.
     fn applied_at(&self, index: u64) -> Result<Applied, Status> {
         let newest = self.context.group.applied();
         let newest_index = newest.log_index.unwrap_or(0);
@@ -201,26 +198,12 @@ impl AdminService {
         if index == newest_index {
             return Ok(newest);
         }
-        let mut after = newest.state.revision.0;
-        while after > 0 {
-            after = after.saturating_sub(HISTORY_STEP);
-            let changes = self.context.group.changes_since(Revision(after));
-            let changes = changes.map_err(|_| {
-                Status::out_of_range(format!(
-                    "the state at log index {index} is no longer kept on this node"
-                ))
-            })?;
-            let found = changes
-                .iter()
-                .rev()
-                .find(|change| change.log_index <= index);
-            if let Some(change) = found {
-                return Ok(as_of(change, index));
-            }
-        }
-        Err(Status::out_of_range(format!(
-            "the state at log index {index} is not kept on this node"
-        )))
+        let change = self.context.group.change_at(index).ok_or_else(|| {
+            Status::out_of_range(format!(
+                "the state at log index {index} is no longer kept on this node"
+            ))
+        })?;
+        Ok(as_of(&change, index))
     }
 
     async fn live(&self) -> Live {
