@@ -199,9 +199,9 @@ fn start(args: &ConfigArgs) -> anyhow::Result<()> {
 fn serve(config: crate::config::Config, founding: Founding) -> anyhow::Result<()> {
     let runtime = runtime()?;
     let ended = runtime.block_on(crate::run::run(config, founding));
-    // Not even a disk that does not answer keeps the process. And its tasks end with the process: the links between
-    // nodes, ended one by one before the threads that talk to clients, would let go of messages that no other node has
-    // yet, and a client whose message nobody holds back is told that it arrived.
+    // Not even a disk that does not answer keeps the process. And its tasks end with the process: a session that is
+    // ended before the threads that talk to clients lets go of the message in its hands as if it had passed it on, and
+    // the client is told that it arrived.
     std::mem::forget(runtime);
     ended
 }

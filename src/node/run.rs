@@ -876,7 +876,7 @@ pub async fn run(config: Config, founding: Founding) -> anyhow::Result<()> {
         let _ = ManuallyDrop::new(node);
         return failure.map_or(Ok(()), Err);
     }
-    // Nor is it taken apart halfway, which would acknowledge what its links had still to bring to others.
+    // Nor is it taken apart halfway, while the threads that talk to clients go on: it ends with the process.
     let mut stop = ManuallyDrop::new(Box::pin(node.stop()));
     tokio::select! {
         () = stop.as_mut() => {}
