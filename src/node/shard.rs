@@ -51,11 +51,13 @@ const WINDOW: Duration = Duration::from_millis(2);
 /// signalling its connection after its timeout for pings. When the way to it is free again it may be served there.
 const HEARD_MAX: Duration = Duration::from_secs(3);
 /// Datagrams that were waiting while the process was stopped are no sign of that: until all of them have been
-/// read, and this long after the lease was found to have ended, none is taken for one.
-const WAKING: Duration = Duration::from_millis(100);
-/// A thread that woke up this much too late was stopped, and with it the process: others may have
-/// decided meanwhile. Shorter than any verdict takes.
-const STOPPED: Duration = Duration::from_millis(300);
+/// read, and every turn has been in time for this long, none is taken for one. A process with a few milliseconds
+/// of processor in each tenth of a second never gets there.
+const WAKING: Duration = Duration::from_millis(500);
+/// A thread that woke up this much too late was stopped, and with it the process, or has hardly any processor:
+/// others may have decided meanwhile, or a client have left without its session having come to read that.
+/// Less than a process without its share waits for the next period of the kernel's quota (100 ms).
+const STOPPED: Duration = Duration::from_millis(60);
 /// How long a lease may have ended before it matters to a process that ran all the time: on a busy
 /// machine its renewal is late now and then.
 const LATE_MAX: Duration = Duration::from_secs(1);
@@ -340,8 +342,9 @@ struct Shard {
 
 /// The node's lease has ended: others may serve whom this shard served.
 struct Lapsed {
+    /// Since when, or when a turn was late last.
     since: Instant,
-    /// The process was stopped.
+    /// The process was stopped, or had to wait for the processor.
     was_stopped: bool,
     /// What had come while it was stopped has not all been read.
     has_backlog: bool,
@@ -358,8 +361,17 @@ impl Lapsed {
         }
     }
 
-    /// The process has been stopped until now: what waits in the sockets came meanwhile.
-    fn stopped(&mut self, now: Instant) {
+    /// A turn begins, `late` by so much. If that is long, what waits in the sockets came meanwhile.
+    fn turn(&mut self, now: Instant, late: Duration) {
+        if late <= STOPPED {
+            return;
+        }
+        if !self.was_stopped {
+            info!(
+                late_ms = late.as_millis() as u64,
+                "this process was stopped: serving only whom it still hears"
+            );
+        }
         self.was_stopped = true;
         self.has_backlog = true;
         self.since = now;
@@ -535,14 +547,9 @@ impl Shard {
             self.lapsed = None;
             return;
         }
-        let lapsed = self.lapsed.get_or_insert_with(|| Lapsed::new(now));
-        if late > STOPPED {
-            info!(
-                late_ms = late.as_millis() as u64,
-                "this process was stopped: serving only whom it still hears"
-            );
-            lapsed.stopped(now);
-        }
+        self.lapsed
+            .get_or_insert_with(|| Lapsed::new(now))
+            .turn(now, late);
     }
 
     fn take_datagrams(&mut self, now: Instant, engine: &mut Engine) -> io::Result<()> {

@@ -52,7 +52,7 @@ fn what_waited_while_the_process_was_stopped_is_no_sign_of_life() {
     let start = Instant::now();
     let client = SocketAddr::from(([192, 0, 2, 7], 5));
     let mut lapsed = Lapsed::new(start);
-    lapsed.stopped(start);
+    lapsed.turn(start, Duration::from_secs(1));
     // Reading what had come takes its time.
     let late = start + WAKING * 3;
     lapsed.hear(late, client);
@@ -61,7 +61,7 @@ fn what_waited_while_the_process_was_stopped_is_no_sign_of_life() {
     lapsed.hear(late, client);
     assert!(lapsed.serves(late, client));
     // Stopped once more, and it is in doubt again.
-    lapsed.stopped(late);
+    lapsed.turn(late, Duration::from_secs(1));
     assert!(!lapsed.serves(late, client));
     lapsed.hear(late + WAKING * 3, client);
     assert!(!lapsed.serves(late + WAKING * 3, client));
@@ -69,6 +69,32 @@ fn what_waited_while_the_process_was_stopped_is_no_sign_of_life() {
     lapsed.drained();
     lapsed.hear(late + WAKING, client);
     assert!(!lapsed.serves(late + WAKING, client));
+}
+
+/// Its sessions would read too late that a client has gone to another node.
+#[test]
+fn a_process_with_a_few_milliseconds_of_each_period_serves_nobody_without_a_lease() {
+    // Of the kernel's quota, of which 2 % are 2 ms.
+    const PERIOD: Duration = Duration::from_millis(100);
+    let client = SocketAddr::from(([192, 0, 2, 7], 5));
+    let mut now = Instant::now();
+    let mut lapsed = Lapsed::new(now);
+    for _ in 0..30 {
+        let turned = now;
+        now += PERIOD;
+        lapsed.turn(now, lateness(turned, Some(Duration::from_millis(20)), now));
+        lapsed.drained();
+        lapsed.hear(now, client);
+        assert!(!lapsed.serves(now, client));
+    }
+    // It has its share again.
+    now += WAKING;
+    lapsed.hear(now, client);
+    assert!(!lapsed.serves(now, client), "not for long enough");
+    now += Duration::from_millis(1);
+    lapsed.turn(now, Duration::from_millis(1));
+    lapsed.hear(now, client);
+    assert!(lapsed.serves(now, client));
 }
 
 /// A client that hears nothing leaves after 3 s at the earliest: its pings have to time out.
