@@ -700,7 +700,7 @@ impl World {
             keepsake: postcard::to_allocvec(&keepsake).unwrap_or_default().into(),
             ..mesh::Checkpoint::default()
         };
-        process.checkpoints.put(checkpoint.clone());
+        let checkpoint = process.checkpoints.keep(checkpoint);
         let room = state.rooms.get(&task.room);
         let participant = room.and_then(|room| room.participants.get(task.session.identity()));
         let keepers: Vec<NodeId> = participant

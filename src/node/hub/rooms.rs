@@ -641,7 +641,8 @@ impl Rooms {
         for local in self.rooms.values_mut() {
             local.forget_old(now);
         }
-        self.checkpoints.forget_late(now, &self.state);
+        self.checkpoints
+            .forget_unneeded(now, self.node, &self.state);
     }
 
     /// Who keeps a message that goes to nobody on another node, for the people of this one if it dies: the node
@@ -744,6 +745,7 @@ impl Rooms {
         proto::ClaimReply {
             served: false,
             epoch: held.epoch.0,
+            number: held.number,
             publisher: held.publisher,
             subscriber: held.subscriber,
             keepsake: held.keepsake,

@@ -20,6 +20,8 @@ use super::*;
 use crate::mesh::{Body, Own, software_version};
 use crate::session::inbox::Outlet;
 
+mod checkpoints;
+
 /// The version of nodes that do not ask: they are sent everything, which shows at once what others give.
 const BEFORE: &str = "0.1.0+log5.mesh2";
 

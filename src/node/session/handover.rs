@@ -9,7 +9,7 @@
 //! None of it is needed for a takeover: without keys a client's transport starts with a handshake.
 //! Every part is small, replaces the one before, and goes when its participant leaves.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use flotilla_media::peer::passage::Passage;
 use flotilla_media::peer::transport::TransportSnapshot;
 use flotilla_media::via;
 use flotilla_model::State;
-use flotilla_model::id::{Epoch, ParticipantSid, RoomName};
+use flotilla_model::id::{Epoch, NodeId, ParticipantSid};
 use flotilla_signal::session::Keepsake;
 use serde::{Deserialize, Serialize};
 
@@ -249,14 +249,14 @@ fn of_room(replies: &[proto::ClaimReply]) -> impl Iterator<Item = u32> {
     of_room.map(|reply| reply.last_sequence)
 }
 
-/// The reply of the newest epoch among those that have what is looked for: older homes and standbys
-/// still hold what they had.
+/// The reply with the last checkpoint of the newest epoch among those that have what is looked for: older homes,
+/// and nodes that kept a session's checkpoints for a while, still hold what they had.
 pub fn newest(
     replies: &[proto::ClaimReply],
     has: impl Fn(&proto::ClaimReply) -> bool,
 ) -> Option<&proto::ClaimReply> {
     let having = replies.iter().filter(|reply| has(reply));
-    having.max_by_key(|reply| reply.epoch)
+    having.max_by_key(|reply| (reply.epoch, reply.number))
 }
 
 /// Opened keys of a session's connections.
@@ -273,6 +273,8 @@ pub struct Transports {
 pub struct Held {
     /// Epoch of the home that sent them.
     pub epoch: Epoch,
+    /// Number of the last checkpoint among them; 0 if it had none.
+    pub number: u64,
     /// The connection that the client publishes on.
     pub publisher: Bytes,
     /// The one it receives on (v0).
@@ -285,6 +287,8 @@ pub struct Held {
     pub descriptions: [Bytes; 2],
     /// When the path and streams of each were last said.
     pub passed_at: [Option<Instant>; 2],
+    /// Since when this node is neither the participant's home nor among its keepers.
+    unneeded_since: Option<Instant>,
 }
 
 impl Held {
@@ -302,6 +306,7 @@ impl Held {
             };
         }
         self.epoch = epoch;
+        self.number = self.number.max(checkpoint.number);
         let passages = [
             &checkpoint.passage_publisher,
             &checkpoint.passage_subscriber,
@@ -339,12 +344,22 @@ pub struct Checkpoints {
 #[derive(Default)]
 struct Known {
     held: HashMap<ParticipantSid, Held>,
-    /// Sessions of which the first part has come, and since when: it may have come after the departure.
-    fresh: VecDeque<(Option<Instant>, RoomName, ParticipantSid)>,
 }
 
-/// A participant whose parts are held for so long is in the log, or has left it.
-const FRESH: Duration = Duration::from_secs(10);
+/// What a node holds of a session without being its home or a keeper is forgotten after so long: it gets no newer
+/// one, and what is that old does more harm than none. Longer than a takeover takes, in which former keepers are asked.
+/// A part that came before its participant, or after the departure, is one of these.
+const UNNEEDED: Duration = Duration::from_secs(10);
+
+impl Known {
+    fn put(&mut self, checkpoint: proto::Checkpoint) {
+        let sid = ParticipantSid(checkpoint.sid.clone());
+        if self.held.len() < HELD_MAX || self.held.contains_key(&sid) {
+            let held = self.held.entry(sid).or_default();
+            held.put(Instant::now(), checkpoint);
+        }
+    }
+}
 
 impl Checkpoints {
     fn lock(&self) -> MutexGuard<'_, Known> {
@@ -353,37 +368,38 @@ impl Checkpoints {
 
     /// Takes parts of a session; those of an older epoch than known are ignored.
     pub fn put(&self, checkpoint: proto::Checkpoint) {
-        let Known { held, fresh } = &mut *self.lock();
-        let sid = ParticipantSid(checkpoint.sid.clone());
-        if !held.contains_key(&sid) {
-            if held.len() >= HELD_MAX {
-                return;
-            }
-            fresh.push_back((None, RoomName(checkpoint.room.clone()), sid.clone()));
-        }
-        held.entry(sid).or_default().put(Instant::now(), checkpoint);
+        self.lock().put(checkpoint);
     }
 
-    /// Forgets those whose parts came first when they had left already. To be called now and then.
-    pub fn forget_late(&self, now: Instant, state: &State) {
-        let Known { held, fresh } = &mut *self.lock();
-        for (since, ..) in fresh.iter_mut().rev() {
-            if since.is_some() {
-                break;
+    /// Takes parts of a session of this node, and numbers them.
+    #[must_use]
+    pub fn keep(&self, mut checkpoint: proto::Checkpoint) -> proto::Checkpoint {
+        let mut known = self.lock();
+        let before = known.held.get(&ParticipantSid(checkpoint.sid.clone()));
+        let before = before.filter(|held| held.epoch.0 == checkpoint.epoch);
+        checkpoint.number = before.map_or(0, |held| held.number) + 1;
+        known.put(checkpoint.clone());
+        checkpoint
+    }
+
+    /// Forgets what is held of sessions that are not this node's to keep any more. To be called every few seconds.
+    pub fn forget_unneeded(&self, now: Instant, here: NodeId, state: &State) {
+        let participants = state
+            .rooms
+            .values()
+            .flat_map(|room| room.participants.values());
+        let needed: HashSet<&ParticipantSid> = participants
+            .filter(|one| one.home == here || state.keepers(one).any(|keeper| keeper == here))
+            .map(|one| &one.sid)
+            .collect();
+        self.lock().held.retain(|sid, held| {
+            if needed.contains(sid) {
+                held.unneeded_since = None;
+                return true;
             }
-            *since = Some(now);
-        }
-        while let Some((Some(since), ..)) = fresh.front()
-            && now.saturating_duration_since(*since) >= FRESH
-            && let Some((_, room, sid)) = fresh.pop_front()
-        {
-            let room = state.rooms.get(&room);
-            let is_present =
-                room.is_some_and(|room| room.participants.values().any(|one| one.sid == sid));
-            if !is_present {
-                held.remove(&sid);
-            }
-        }
+            let since = *held.unneeded_since.get_or_insert(now);
+            now.saturating_duration_since(since) < UNNEEDED
+        });
     }
 
     /// What is held of a session.
@@ -399,7 +415,7 @@ impl Checkpoints {
 
     /// Keeps only those whose participants are there, after events were lost.
     pub fn retain_present(&self, state: &State) {
-        let present: std::collections::HashSet<&ParticipantSid> = state
+        let present: HashSet<&ParticipantSid> = state
             .rooms
             .values()
             .flat_map(|room| room.participants.values().map(|p| &p.sid))
@@ -462,6 +478,46 @@ mod tests {
         assert_eq!(last_sequence(&alone[1..]), 0, "it may have sent nothing");
     }
 
+    /// Its SRTP indices may be more than 2¹⁵ packets behind those of the client, whom the next home would never
+    /// understand (RFC 3711, 3.3.1).
+    #[test]
+    fn what_a_former_keeper_holds_is_older() {
+        let former = Checkpoints::default();
+        let (home, keeper) = (Checkpoints::default(), Checkpoints::default());
+        for (keys, kept_by) in [
+            (&b"first"[..], [&former, &keeper]),
+            (b"last", [&keeper, &keeper]),
+        ] {
+            let numbered = home.keep(checkpoint(5, keys, b""));
+            for kept_by in kept_by {
+                kept_by.put(numbered.clone());
+            }
+        }
+        let sid = ParticipantSid("PA_a".into());
+        let reply = |of: &Checkpoints| {
+            let held = of.get(&sid).unwrap_or_default();
+            proto::ClaimReply {
+                epoch: held.epoch.0,
+                number: held.number,
+                publisher: held.publisher,
+                ..proto::ClaimReply::default()
+            }
+        };
+        // Whoever claims it names its own last.
+        for replies in [
+            [reply(&keeper), reply(&former)],
+            [reply(&former), reply(&keeper)],
+            [reply(&home), reply(&former)],
+        ] {
+            let found = newest(&replies, |_| true).expect("there are some");
+            assert_eq!((&found.publisher[..], found.number), (&b"last"[..], 2));
+        }
+        // Every home counts anew.
+        assert_eq!(home.keep(checkpoint(6, b"next", b"")).number, 1);
+        let replies = [reply(&home), reply(&keeper)];
+        assert_eq!(newest(&replies, |_| true).map(|one| one.epoch), Some(6));
+    }
+
     #[test]
     fn only_the_same_cluster_and_session_opens() {
         let vault = Vault::new("a cluster's secret".into());
@@ -521,7 +577,7 @@ mod tests {
         let start = Instant::now();
         checkpoints.put(checkpoint(1, b"k", b""));
         for (after, left) in [(0, 1), (9, 1), (10, 0)] {
-            checkpoints.forget_late(start + Duration::from_secs(after), &state);
+            checkpoints.forget_unneeded(start + Duration::from_secs(after), NodeId(1), &state);
             assert_eq!(checkpoints.len(), left, "after {after} s");
         }
     }

@@ -56,7 +56,7 @@ impl Kept {
         checkpoint: proto::Checkpoint,
     ) {
         let sid = ParticipantSid(checkpoint.sid.clone());
-        node.hub.checkpoints().put(checkpoint.clone());
+        let checkpoint = node.hub.checkpoints().keep(checkpoint);
         let state = node.group.state();
         let room = state.rooms.get(&RoomName(checkpoint.room.clone()));
         let participant = room.and_then(|room| room.participants.get(identity));
