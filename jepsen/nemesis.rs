@@ -244,6 +244,11 @@ impl Class {
         }
     }
 
+    /// Whether it leaves a node without the majority, which goes on where it is.
+    pub(crate) fn cuts_off(self) -> bool {
+        matches!(self, Self::Halves | Self::OneWay | Self::Flapping)
+    }
+
     /// What must go on during it.
     pub(crate) fn promise(self) -> Promise {
         match self {

@@ -30,7 +30,7 @@ const BASELINE: Duration = Duration::from_secs(3);
 /// Fewer acknowledged operations a second before the first fault mean that the harness is broken.
 const BASELINE_RATE_MIN: f64 = 10.0;
 /// Between two parts, so that each begins in peace.
-const REST: Duration = Duration::from_millis(500);
+const REST: Duration = Duration::from_millis(250);
 /// So many keys are judged by search as well.
 const SEARCHED: usize = 40;
 /// Media that is silent for longer is worth a look into the logs, milliseconds.

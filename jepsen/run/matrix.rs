@@ -110,7 +110,8 @@ const COMBINED_PARTS: u32 = 6;
 
 impl Options {
     /// How many of `all` are done at this size; the first size gets the greater share, and kinds that need
-    /// more nodes are done where they can be.
+    /// more nodes are done where they can be. Of restarts of one node after the other, which take half a minute with
+    /// five, half as many are done at each further size.
     fn share(&self, all: u32, size: u64, class: Option<Class>) -> u32 {
         let able: Vec<u64> = self
             .sizes
@@ -123,7 +124,16 @@ impl Options {
         };
         let count = u32::try_from(able.len()).unwrap_or(1);
         let (even, rest) = (all / count, all % count);
-        even + u32::from(place < rest as usize)
+        let share = even + u32::from(place < rest as usize);
+        let fewer = match class {
+            Some(Class::RollingRestart) => even / 2,
+            _ => 0,
+        };
+        if place == 0 {
+            share + fewer * (count - 1)
+        } else {
+            share - fewer
+        }
     }
 
     fn plans(&self, size: u64) -> Vec<Plan> {

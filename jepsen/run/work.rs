@@ -228,13 +228,15 @@ impl Seen {
             )
         };
         let power: Vec<(u64, u64)> = faults.iter().filter(loses_power).map(span).collect();
+        let cuts_off = |fault: &&Fault| fault.class.cuts_off();
+        let cuts: Vec<(u64, u64)> = faults.iter().filter(cuts_off).map(span).collect();
         let mut opinions = vec![
             sets::judge(operations, &self.stayed, &self.scans),
             owner::judge(&self.served),
             feed::judge(&self.feeds),
             media::judge(&streams),
             data::judge(&received, &power, &self.unread),
-            revocation::judge(operations, &self.heard),
+            revocation::judge(operations, &self.heard, &cuts),
             leak::judge(&self.before, &self.after),
             self.wire(),
             media::judge_silence(&streams, &spans),
