@@ -445,35 +445,49 @@ impl Core {
     }
 
     async fn remove(&self, node: NodeId) -> Done {
-        let metrics = self.metrics();
-        let config = metrics.membership_config.membership();
-        if config.get_node(&node).is_none() {
-            return Done::Refused(format!("node {node} is not a member of the group"));
+        // Whoever leads since a moment ago, or was stopped, has not heard the others yet.
+        let deadline = Instant::now() + ALIVE;
+        loop {
+            let metrics = self.metrics();
+            let config = metrics.membership_config.membership();
+            if self.leader() != Leader::This {
+                return Done::AskLeader;
+            }
+            if config.get_node(&node).is_none() {
+                return Done::Refused(format!("node {node} is not a member of the group"));
+            }
+            let mut voters: BTreeSet<NodeId> = config.voter_ids().collect();
+            if !voters.remove(&node) {
+                let change = ChangeMembers::RemoveNodes(BTreeSet::from([node]));
+                return self.commit(change, false).await;
+            }
+            voters.extend(self.ready_learners(&metrics).into_iter().next());
+            if voters.is_empty() {
+                return Done::Refused(format!(
+                    "node {node} is the only voter: add another node before it is removed"
+                ));
+            }
+            let alive = voters
+                .iter()
+                .filter(|id| **id == self.config.node || self.is_alive(&metrics, **id))
+                .count();
+            if alive > voters.len() / 2 {
+                return self.replace_voters(node, voters).await;
+            }
+            if Instant::now() >= deadline {
+                return Done::Refused(format!(
+                    "without node {node} only {alive} of {} voters would be alive, no majority: \
+                     bring the others back first",
+                    voters.len()
+                ));
+            }
+            sleep(PAUSE).await;
         }
-        let mut voters: BTreeSet<NodeId> = config.voter_ids().collect();
-        if !voters.remove(&node) {
-            let change = ChangeMembers::RemoveNodes(BTreeSet::from([node]));
-            return self.commit(change, false).await;
-        }
-        let replacement = self.ready_learners(&metrics).into_iter().next();
-        voters.extend(replacement);
-        if voters.is_empty() {
-            return Done::Refused(format!(
-                "node {node} is the only voter: add another node before it is removed"
-            ));
-        }
-        let alive = voters
-            .iter()
-            .filter(|id| **id == self.config.node || self.is_alive(&metrics, **id))
-            .count();
-        if alive <= voters.len() / 2 {
-            return Done::Refused(format!(
-                "without node {node} only {alive} of {} voters would be alive, no majority: bring \
-                 the others back first",
-                voters.len()
-            ));
-        }
-        if node == self.config.node {
+    }
+
+    /// Removes `gone`, a voter; `voters` are those that stay and who votes in its place.
+    async fn replace_voters(&self, gone: NodeId, voters: BTreeSet<NodeId>) -> Done {
+        if gone == self.config.node {
             return match self.successor() {
                 Some(successor) => match self.hand_over(successor).await {
                     Done::Yes => Done::AskLeader,

@@ -1,6 +1,6 @@
 //! Who votes: replacement of the dead, removal, handing over.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flotilla_model::id::NodeId;
 use flotilla_raft::{ChangeError, Role};
@@ -96,6 +96,44 @@ async fn impossible_changes_are_refused() {
     let group = node.group.clone();
     let transferred = node.on(async move { group.transfer_leader(NodeId(9)).await });
     assert_says(&refused(transferred.await), &["node 9", "not a voter"]);
+}
+
+/// A leader cannot tell at once whether who is silent is dead: it may lead since a moment ago.
+#[tokio::test]
+async fn a_removal_waits_for_a_majority_that_comes_back() {
+    let mut cluster = Cluster::of(3, |_| {}).await;
+    let leader = cluster.leader().await;
+    let mut others = (1..=3).filter(|id| *id != leader);
+    let (removed, away) = (others.next().expect("two"), others.next().expect("two"));
+    loop {
+        cluster.kill(away);
+        let group = cluster.nodes[&leader].group.clone();
+        eventually("it is silent for long", || {
+            let members = group.status().members;
+            let away = members.iter().find(|member| member.node.0 == away);
+            away.and_then(|away| away.silent) > Some(Duration::from_millis(2500))
+        })
+        .await;
+        let began = Instant::now();
+        let node = group.clone();
+        let removal = tokio::spawn(async move { node.remove_node(NodeId(removed)).await });
+        cluster.start(away).await;
+        let back = began.elapsed();
+        match removal.await.expect("no panic") {
+            Ok(()) => break,
+            Err(error) => {
+                assert_says(&error, &["no majority", "bring the others back first"]);
+                // The machine may be slow.
+                assert!(back > Duration::from_millis(1500), "{error}");
+            }
+        }
+    }
+    eventually("two are left", || {
+        let mut left = [leader, away];
+        left.sort_unstable();
+        voters(&cluster.nodes[&leader]) == left
+    })
+    .await;
 }
 
 #[tokio::test]
