@@ -14,13 +14,16 @@
 //!
 //! A node that lends a client's path sends what the newer home has protected, which begins a step beyond all
 //! that the node sent itself ([`LENT_STEP`]): such packets are the newer home's, by whichever interface
-//! they come.
+//! they come. It passes on the client's checks as well, so that both nodes answer in one ICE session, which brings the
+//! client to the first of them only.
 //!
 //! An address that moves brings a client back to an earlier node within one ICE session: that node is the
 //! newer home then if it begins a step beyond everything that anybody has sent. Its reports may come first, under
 //! an SSRC of its own: reports of an SSRC that nobody had used say nothing of whose the client is.
 
-use std::collections::{HashMap, HashSet};
+use std::cmp::Ordering;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use serde::Serialize;
@@ -29,6 +32,9 @@ use super::packet::{Check, Datagram, Hardware, Meaning};
 
 /// Of each kind of breach so many are described; the rest is counted.
 const TOLD_MAX: usize = 20;
+
+/// So many of the latest turns of a client's life are told with a breach.
+const TRAIL: usize = 12;
 
 /// A newer home begins 2^13 indices beyond the older one's media, and further beyond its reports; half of
 /// that tells whose packet one is. Losses do not come to that much at once.
@@ -86,6 +92,21 @@ struct Tenure {
     since: u64,
 }
 
+/// Which of two nodes that answer in one session a node is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Share {
+    First,
+    Later,
+}
+
+#[derive(Default)]
+struct Sessions {
+    known: HashSet<String>,
+    newest: String,
+    /// Number of the client's check that began the newest.
+    begun: u64,
+}
+
 /// Feeds on datagrams in order.
 pub(crate) struct Proof {
     is_node: fn(Ipv4Addr) -> bool,
@@ -106,8 +127,10 @@ pub(crate) struct Proof {
     digests: HashMap<(Generation, Stream, u64), u64>,
     /// Checks of clients that were not answered: their sessions, and when they came.
     unanswered: HashMap<(SocketAddrV4, [u8; 12]), (String, u64)>,
-    /// The ICE sessions between a client's and a node's address, and when the newest began.
-    sessions: HashMap<(SocketAddrV4, SocketAddrV4), (HashSet<String>, u64)>,
+    /// The ICE sessions between a client's and a node's address.
+    sessions: HashMap<(SocketAddrV4, SocketAddrV4), Sessions>,
+    /// Nodes that have answered in a session, in turn.
+    answered: HashMap<(Ipv4Addr, String), Vec<Hardware>>,
     tenures: HashMap<Ipv4Addr, (Tenure, Vec<Hardware>)>,
     /// Highest index that a node sent of a stream itself, and the first that it passed on.
     reach: HashMap<(Hardware, Generation, Stream), Reach>,
@@ -117,6 +140,8 @@ pub(crate) struct Proof {
     newcomers: HashSet<(Hardware, Generation, Stream)>,
     /// By which nodes paths to a client are lent, since which datagram.
     lenders: HashMap<(Hardware, Ipv4Addr), u64>,
+    /// What happened last to a client, and whether it was told since.
+    trails: HashMap<Ipv4Addr, (VecDeque<String>, bool)>,
 }
 
 #[derive(Default)]
@@ -141,11 +166,13 @@ impl Proof {
             digests: HashMap::new(),
             unanswered: HashMap::new(),
             sessions: HashMap::new(),
+            answered: HashMap::new(),
             tenures: HashMap::new(),
             reach: HashMap::new(),
             records: HashMap::new(),
             newcomers: HashSet::new(),
             lenders: HashMap::new(),
+            trails: HashMap::new(),
         }
     }
 
@@ -170,17 +197,16 @@ impl Proof {
     }
 
     fn record(&mut self, datagram: &Datagram, record: Option<u64>) {
-        let client = *datagram.to.ip();
-        let lends = (datagram.hardware, client);
+        let lends = (datagram.hardware, *datagram.to.ip());
         if let Some(record) = record {
             let highest = self.records.entry(datagram.to).or_insert(record);
             let is_step = record >= *highest + RECORD_STEP;
             *highest = (*highest).max(record);
-            if is_step && !self.begins(client, datagram.hardware) {
+            if is_step && !self.begins(datagram) {
                 self.lenders.entry(lends).or_insert(self.datagrams);
             }
         }
-        if !self.lenders.contains_key(&lends) {
+        if !self.passes_on(datagram) {
             self.held_by(datagram);
         }
     }
@@ -195,9 +221,16 @@ impl Proof {
             return;
         };
         let key = (datagram.to, datagram.from);
-        let (known, begun) = self.sessions.entry(key).or_default();
-        if known.insert(session) {
-            *begun = asked;
+        let named = (*datagram.to.ip(), session.clone());
+        let nodes = self.answered.entry(named).or_default();
+        if !nodes.contains(&datagram.hardware) {
+            nodes.push(datagram.hardware);
+        }
+        let sessions = self.sessions.entry(key).or_default();
+        if sessions.known.insert(session.clone()) {
+            sessions.begun = asked;
+            sessions.newest.clone_from(&session);
+            self.turn(datagram, &format!("answers in session {session}"));
         }
     }
 
@@ -268,13 +301,12 @@ impl Proof {
             own: index,
             lent_from: None,
         };
-        if is_step && self.begins(client, datagram.hardware) {
+        if is_step && self.begins(datagram) {
             self.reach.insert(key, own);
             return false;
         }
-        let session = self.sessions.get(&(datagram.to, datagram.from));
         if let Some(since) = self.lenders.get(&lends)
-            && session.is_some_and(|(_, begun)| begun > since)
+            && self.is_back(datagram, *since)
         {
             // The client is back at the node.
             self.lenders.remove(&lends);
@@ -283,9 +315,10 @@ impl Proof {
             };
             self.reach.retain(|known, _| of_client(known));
         }
+        // A stream that the lender had not begun is not its own.
+        let is_new_of_lender = !self.reach.contains_key(&key) && self.passes_on(datagram);
         let is_lent = match self.reach.get_mut(&key) {
-            // A stream that the lender had not begun is not its own.
-            None if self.lenders.contains_key(&lends) => true,
+            None if is_new_of_lender => true,
             None => {
                 self.reach.insert(key, own);
                 false
@@ -372,51 +405,122 @@ impl Proof {
     }
 
     /// A newer home begins; whether that is on an interface of its own, not by way of the present home.
-    fn begins(&mut self, client: Ipv4Addr, node: Hardware) -> bool {
+    fn begins(&mut self, datagram: &Datagram) -> bool {
+        let tenure = self.tenures.get(datagram.to.ip());
+        let begins = tenure.is_some_and(|(tenure, _)| tenure.node != datagram.hardware);
+        if begins {
+            self.comes(datagram);
+        }
+        begins
+    }
+
+    /// The client is the sender's from here on.
+    fn comes(&mut self, datagram: &Datagram) {
+        let (client, node) = (*datagram.to.ip(), datagram.hardware);
         let since = self.datagrams;
-        let Some((tenure, earlier)) = self.tenures.get_mut(&client) else {
-            return false;
-        };
-        if tenure.node == node {
-            return false;
+        let tenure = Tenure { node, since };
+        match self.tenures.entry(client) {
+            Entry::Vacant(first) => {
+                first.insert((tenure, Vec::new()));
+            }
+            Entry::Occupied(mut known) => {
+                let (present, earlier) = known.get_mut();
+                let before = std::mem::replace(present, tenure);
+                if !earlier.contains(&before.node) {
+                    earlier.push(before.node);
+                }
+                self.findings.moves += 1;
+            }
         }
-        let before = std::mem::replace(tenure, Tenure { node, since });
-        if !earlier.contains(&before.node) {
-            earlier.push(before.node);
+        self.turn(datagram, &format!("serves, by {:?}", datagram.meaning()));
+    }
+
+    /// Notes a turn in a client's life.
+    fn turn(&mut self, datagram: &Datagram, what: &str) {
+        let (trail, told) = self.trails.entry(*datagram.to.ip()).or_default();
+        if trail.len() == TRAIL {
+            trail.pop_front();
         }
-        self.findings.moves += 1;
-        true
+        let node = datagram.hardware.0[5];
+        trail.push_back(format!(
+            "{:.3} {} ({node}) to port {} {what}",
+            datagram.at,
+            datagram.from,
+            datagram.to.port()
+        ));
+        *told = false;
+    }
+
+    /// Whether the client has come to the sender after datagram `since`: by a session that is not the one by which
+    /// another node holds it.
+    fn is_back(&self, datagram: &Datagram, since: u64) -> bool {
+        let session = self.sessions.get(&(datagram.to, datagram.from));
+        session.is_some_and(|session| session.begun > since)
+            && self.shares_with_home(datagram) != Some(Share::Later)
+    }
+
+    /// Whether the sender has answered in its client's newest session together with the node that holds the client,
+    /// and whether it was the first to do so.
+    fn shares_with_home(&self, datagram: &Datagram) -> Option<Share> {
+        let client = *datagram.to.ip();
+        let (tenure, _) = self.tenures.get(&client)?;
+        let session = self.sessions.get(&(datagram.to, datagram.from))?;
+        let nodes = self.answered.get(&(client, session.newest.clone()))?;
+        let sender = nodes.iter().position(|node| *node == datagram.hardware)?;
+        let home = nodes.iter().position(|node| *node == tenure.node)?;
+        match sender.cmp(&home) {
+            Ordering::Less => Some(Share::First),
+            Ordering::Equal => None,
+            Ordering::Greater => Some(Share::Later),
+        }
+    }
+
+    /// Whether the sender lends its path to the client. Who has answered only after the node that holds the client, in the
+    /// same session, does.
+    fn passes_on(&mut self, datagram: &Datagram) -> bool {
+        let lends = (datagram.hardware, *datagram.to.ip());
+        if self.lenders.contains_key(&lends) {
+            return true;
+        }
+        let passes_on = self.shares_with_home(datagram) == Some(Share::Later);
+        if passes_on {
+            self.lenders.insert(lends, self.datagrams);
+            self.turn(datagram, "passes on what another node sends");
+        }
+        passes_on
     }
 
     /// Whose the client is, and whether the sender may still send.
     fn held_by(&mut self, datagram: &Datagram) {
-        let node = datagram.hardware;
-        let now = self.datagrams;
-        let (tenure, earlier) = self
-            .tenures
-            .entry(*datagram.to.ip())
-            .or_insert_with(|| (Tenure { node, since: now }, Vec::new()));
-        if tenure.node == node {
-            return;
+        let client = *datagram.to.ip();
+        if let Some((tenure, earlier)) = self.tenures.get(&client) {
+            if tenure.node == datagram.hardware {
+                return;
+            }
+            if earlier.contains(&datagram.hardware) && !self.is_back(datagram, tenure.since) {
+                self.older(datagram);
+                return;
+            }
         }
-        let session = self.sessions.get(&(datagram.to, datagram.from));
-        let is_newer = session.is_some_and(|(_, begun)| *begun > tenure.since);
-        if earlier.contains(&node) && !is_newer {
-            self.findings.older_after_newer += 1;
-            self.tell(format!(
-                "{:.3} {} -> {}: a packet of an older home after one of a newer, {:?}",
-                datagram.at,
-                datagram.from,
-                datagram.to,
-                datagram.meaning()
-            ));
-            return;
+        self.comes(datagram);
+    }
+
+    /// An older home has sent after a newer one.
+    fn older(&mut self, datagram: &Datagram) {
+        self.findings.older_after_newer += 1;
+        if let Some((trail, told)) = self.trails.get_mut(datagram.to.ip())
+            && !std::mem::replace(told, true)
+        {
+            let turns: Vec<String> = trail.iter().cloned().collect();
+            self.tell(format!("before it: {}", turns.join("; ")));
         }
-        let before = std::mem::replace(tenure, Tenure { node, since: now });
-        if !earlier.contains(&before.node) {
-            earlier.push(before.node);
-        }
-        self.findings.moves += 1;
+        self.tell(format!(
+            "{:.3} {} -> {}: a packet of an older home after one of a newer, {:?}",
+            datagram.at,
+            datagram.from,
+            datagram.to,
+            datagram.meaning()
+        ));
     }
 
     fn tell(&mut self, breach: String) {

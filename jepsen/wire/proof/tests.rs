@@ -336,3 +336,43 @@ fn a_check_that_nobody_answers_brings_no_client_back() {
     wire.extend(media(1, 5000, 7, 81_800..81_900));
     assert!(run(wire).hold());
 }
+
+/// A client that was cut off from its former home for a moment asks it in the session by which it came to the next one.
+#[test]
+fn who_passes_on_a_clients_checks_does_not_have_the_client_back() {
+    let record = |node: u8, number: u64| {
+        let mut bytes = vec![23, 0xfe, 0xfd, 0, 1];
+        bytes.extend(&number.to_be_bytes()[2..]);
+        datagram(1.0, node, 5000, true, bytes)
+    };
+    let mut wire = connect(1, 5000, "a:x", Some(1));
+    wire.extend(media(1, 5000, 7, 0..100));
+    wire.push(record(1, 5));
+    wire.extend(connect(2, 5000, "b:y", None));
+    wire.push(record(2, (1 << 24) + 6));
+    // By way of the former home, which lends its path: the node's answer, a record, a stream.
+    wire.extend(connect(1, 5000, "b:y", None));
+    wire.push(record(1, (1 << 24) + 7));
+    wire.extend(media(1, 5000, 8, 0..3));
+    wire.extend(media(2, 5000, 9, 0..50));
+    wire.extend(media(1, 5000, 8, 3..6));
+    let found = run(wire.clone());
+    assert!(found.hold(), "{found:?}");
+    assert_eq!((found.moves, found.lent), (1, 6));
+    // What the former home had begun is still its own.
+    wire.extend(media(1, 5000, 7, 100..102));
+    wire.extend(media(2, 5000, 9, 50..60));
+    let found = run(wire.clone());
+    assert_eq!((found.older_after_newer, found.moves), (2, 1), "{found:?}");
+    assert!(
+        found.told[0].contains("10.79.0.2:7882 (2) to port 5000 serves"),
+        "{found:?}"
+    );
+    // The client comes back for good, and asks the node that lends now later.
+    wire.truncate(wire.len() - 12);
+    wire.extend(connect(1, 5000, "c:z", None));
+    wire.extend(connect(2, 5000, "c:z", None));
+    wire.extend(media(1, 5000, 7, 8300..8310));
+    wire.extend(media(2, 5000, 9, 60..62));
+    assert_eq!(run(wire).older_after_newer, 2);
+}
