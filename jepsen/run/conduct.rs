@@ -121,6 +121,7 @@ pub(crate) fn conduct(
     let baseline_rate = stage.baseline()?;
     for (number, part) in plan.parts.iter().enumerate() {
         let progress = format!("{}/{}", number + 1, plan.parts.len());
+        work.await_media();
         if !stage.part(&mut world, part, doctor, &progress)? {
             say("the cluster did not recover: the rest of the plan is left out");
             break;

@@ -38,6 +38,8 @@ const EMPTY_MAX: Duration = Duration::from_secs(40);
 const QUIET_MAX: Duration = Duration::from_secs(60);
 /// What is on its way when everybody stops arrives within this.
 const DRAIN: Duration = Duration::from_secs(2);
+/// Media may take so long after a fault; what takes longer is for the judge to find.
+const MEDIA_MAX: Duration = Duration::from_secs(20);
 /// Messages that a publisher has kept while its node was out of reach may take so long.
 const LAST_MAX: Duration = Duration::from_secs(15);
 
@@ -135,6 +137,14 @@ impl Work {
             wire,
             before,
         })
+    }
+
+    /// Waits until every stream is heard, so that the next fault finds somebody to hurt.
+    pub(crate) fn await_media(&self) {
+        let since = self.shift.history.now();
+        let _ = wait(MEDIA_MAX, "every stream is heard", || {
+            Ok(self.progress.iter().all(|one| one.is_heard_since(since)))
+        });
     }
 
     /// Ends all of it: changes first, then everybody is asked who is there, then everybody leaves.

@@ -46,9 +46,11 @@ pub(crate) struct Probed {
 /// A running probe.
 pub(crate) type Probe = JoinHandle<Result<Probed>>;
 
-/// How far a probe's messages have come.
+/// How far a probe's messages have come, and whether its media does.
 #[derive(Default, Debug)]
 pub(crate) struct Progress {
+    /// When the last media packet came, on the history's clock.
+    heard: AtomicU64,
     sent: AtomicU64,
     read: AtomicU64,
     /// What is sent later need not be waited for.
@@ -61,6 +63,11 @@ impl Progress {
     pub(crate) fn close(&self) {
         self.due
             .store(self.sent.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// Whether media has come since `time`.
+    pub(crate) fn is_heard_since(&self, time: u64) -> bool {
+        self.heard.load(Ordering::Relaxed) > time
     }
 
     /// Whether something has been read that was sent since.
@@ -363,7 +370,9 @@ async fn receive(setting: Arc<Setting>) -> Record {
             tokio::select! {
                 Some(packet) = client.packets.recv() => {
                     heard = tokio::time::Instant::now();
-                    record.arrivals.push(arrival(setting.number, &packet, history.now()));
+                    let now = history.now();
+                    setting.progress.heard.store(now, Ordering::Relaxed);
+                    record.arrivals.push(arrival(setting.number, &packet, now));
                 }
                 Some(_) = client.messages.recv() => {}
                 () = tokio::time::sleep(Duration::from_millis(50)) => {}
