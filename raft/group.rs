@@ -216,10 +216,17 @@ impl Group {
         Ok(())
     }
 
-    /// Whether this node is, or was made, a member of the group.
+    /// Whether this node has a membership of the group in its log, which a majority need not have agreed to.
     #[must_use]
     pub fn is_initialized(&self) -> bool {
         self.core.is_initialized()
+    }
+
+    /// Whether this node knows that a majority made it a member, with the data that it has. A node that was added knows a
+    /// moment later, and one that starts again as soon as it has opened its data.
+    #[must_use]
+    pub fn is_member(&self) -> bool {
+        self.core.is_member()
     }
 
     /// The cluster's id, once this node is in one.
@@ -535,6 +542,18 @@ impl Core {
             .nodes()
             .next()
             .is_some()
+    }
+
+    pub(crate) fn is_member(&self) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let node = self.config.node;
+        let is_in =
+            |members: &StoredMembership| is_with_data(members, node, self.local.incarnation);
+        // A founder agrees with itself.
+        let newest = &metrics.membership_config;
+        let is_alone = newest.voter_ids().all(|voter| voter == node);
+        is_in(&metrics.committed_membership_config) || is_alone && is_in(newest)
     }
 
     /// Address of the leader, if it is known.

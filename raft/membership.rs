@@ -59,7 +59,8 @@ impl Group {
         let deadline = Instant::now() + JOIN_TIMEOUT;
         let mut last = "none".to_owned();
         while Instant::now() < deadline {
-            if core.is_initialized() {
+            // What a leader has written without a majority may be gone with the leader: not a membership yet.
+            if core.is_member() {
                 return Ok(());
             }
             let Some(target) = targets.pop_front() else {
@@ -67,7 +68,6 @@ impl Group {
             };
             match core.join_by(&target).await? {
                 Done::Yes => return self.await_membership(deadline).await,
-                Done::AskLeader if core.is_initialized() => return Ok(()),
                 Done::AskLeader => last = format!("{target} named another leader"),
                 Done::Refused(reason) => return Err(JoinError::Refused(reason)),
                 Done::Busy(reason) => {
@@ -422,7 +422,7 @@ impl Core {
                     return Done::Refused("a member needs an id above 0 and an address".to_owned());
                 }
                 match self.known(node) {
-                    Some(known) if known == member => Done::Yes,
+                    Some(known) if known == member => self.confirmed(node, &member),
                     Some(known) if known.incarnation != member.incarnation => {
                         Done::Refused(format!("node {node} is a member already"))
                     }
@@ -441,6 +441,16 @@ impl Core {
             }
             Change::RemoveNode(node) => self.remove(NodeId(node)).await,
             Change::TransferLeader(to) => self.hand_over(NodeId(to)).await,
+        }
+    }
+
+    /// Whether a majority has agreed to a member that the newest membership has.
+    fn confirmed(&self, node: NodeId, member: &Member) -> Done {
+        let metrics = self.metrics();
+        if metrics.committed_membership_config.get_node(&node) == Some(member) {
+            Done::Yes
+        } else {
+            Done::Busy(format!("a majority has not confirmed node {node} yet"))
         }
     }
 

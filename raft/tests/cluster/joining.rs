@@ -5,7 +5,9 @@ use flotilla_model::id::NodeId;
 use flotilla_raft::{BootstrapError, ChannelsConfig, JoinError, ProposeError, Tls};
 use flotilla_storage::{Identity, Storage};
 
-use crate::harness::{Cluster, assert_says, create, eventually, has_room, refused, voters};
+use crate::harness::{
+    Cluster, assert_says, create, eventually, has_room, members, refused, voters,
+};
 
 #[tokio::test]
 async fn a_wrong_secret_is_refused() {
@@ -68,6 +70,35 @@ async fn a_wiped_node_cannot_come_back_under_its_id() {
         .propose(create("more"))
         .await
         .expect("applied");
+}
+
+/// What a leader has written without a majority is gone with it.
+#[tokio::test]
+async fn who_joins_by_a_leader_without_a_majority_joins_by_the_next() {
+    let mut cluster = Cluster::of(3, |_| {}).await;
+    let seeds: Vec<String> = (1..=3)
+        .map(|id| cluster.nodes[&id].address.clone())
+        .collect();
+    let leader = cluster.leader().await;
+    let others: Vec<u64> = (1..=3).filter(|id| *id != leader).collect();
+    for other in &others {
+        cluster.kill(*other);
+    }
+    cluster.start(4).await;
+    let group = cluster.nodes[&4].group.clone();
+    let joining = group.clone();
+    let joined = tokio::spawn(async move { joining.join(&seeds).await });
+    eventually("it has the entry that adds it", || group.is_initialized()).await;
+    assert!(!group.is_member());
+    cluster.kill(leader);
+    for other in &others {
+        cluster.start(*other).await;
+    }
+    joined.await.expect("no panic").expect("joins");
+    eventually("it knows that a majority agreed", || group.is_member()).await;
+    let written = cluster.nodes[&4].propose(create("room")).await;
+    written.expect("applied");
+    assert!(members(&cluster.nodes[&others[0]]).contains(&4));
 }
 
 /// On its way through the log it meets the membership in which it was the only voter, under its id and with other data.

@@ -76,7 +76,7 @@ async fn a_cluster_restarts_where_it_was() {
     }
     for node in 1..=3 {
         cluster.start(node).await;
-        assert!(cluster.nodes[&node].group.is_initialized());
+        assert!(cluster.nodes[&node].group.is_member());
         assert_eq!(cluster.nodes[&node].group.cluster_id(), id);
     }
     let after = cluster.any().read().await.expect("readable");

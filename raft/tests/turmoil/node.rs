@@ -150,7 +150,7 @@ async fn start(stage: &Arc<Stage>, node: u64) -> anyhow::Result<Group> {
 async fn enter(stage: Arc<Stage>, node: u64, group: Group) {
     tokio::spawn(watch(Arc::clone(&stage), node, group.clone()));
     tokio::spawn(look(Arc::clone(&stage), node, group.clone()));
-    while !group.is_initialized() {
+    while !group.is_member() {
         if !stage.cast().members.contains(&node) {
             tokio::time::sleep(AGAIN).await;
             continue;

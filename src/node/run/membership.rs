@@ -50,7 +50,7 @@ impl Membership<'_> {
             self.group.bootstrap().await?;
             info!("founded a cluster");
         }
-        if self.group.is_initialized() {
+        if self.group.is_member() {
             return self.go_on(certificate).await;
         }
         let mut seeds = self.config.seeds.clone();
@@ -58,6 +58,10 @@ impl Membership<'_> {
             if !seeds.contains(seed) {
                 seeds.push(seed.clone());
             }
+        }
+        // It stopped before it heard that a majority had agreed to it; who is a member names others.
+        if seeds.is_empty() && self.group.is_initialized() {
+            return self.go_on(certificate).await;
         }
         if seeds.is_empty() {
             bail!(
