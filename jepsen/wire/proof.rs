@@ -21,7 +21,6 @@
 //! newer home then if it begins a step beyond everything that anybody has sent. Its reports may come first, under
 //! an SSRC of its own: reports of an SSRC that nobody had used say nothing of whose the client is.
 
-use std::cmp::Ordering;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -90,13 +89,6 @@ struct Tenure {
     node: Hardware,
     /// Number of the datagram that began it.
     since: u64,
-}
-
-/// Which of two nodes that answer in one session a node is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Share {
-    First,
-    Later,
 }
 
 #[derive(Default)]
@@ -455,24 +447,20 @@ impl Proof {
     /// another node holds it.
     fn is_back(&self, datagram: &Datagram, since: u64) -> bool {
         let session = self.sessions.get(&(datagram.to, datagram.from));
-        session.is_some_and(|session| session.begun > since)
-            && self.shares_with_home(datagram) != Some(Share::Later)
+        session.is_some_and(|session| session.begun > since) && !self.answered_later(datagram)
     }
 
-    /// Whether the sender has answered in its client's newest session together with the node that holds the client,
-    /// and whether it was the first to do so.
-    fn shares_with_home(&self, datagram: &Datagram) -> Option<Share> {
+    /// Whether the sender has answered in its client's newest session, and only after the node that holds the client.
+    fn answered_later(&self, datagram: &Datagram) -> bool {
         let client = *datagram.to.ip();
-        let (tenure, _) = self.tenures.get(&client)?;
-        let session = self.sessions.get(&(datagram.to, datagram.from))?;
-        let nodes = self.answered.get(&(client, session.newest.clone()))?;
-        let sender = nodes.iter().position(|node| *node == datagram.hardware)?;
-        let home = nodes.iter().position(|node| *node == tenure.node)?;
-        match sender.cmp(&home) {
-            Ordering::Less => Some(Share::First),
-            Ordering::Equal => None,
-            Ordering::Greater => Some(Share::Later),
-        }
+        let place = |node: Hardware| {
+            let session = self.sessions.get(&(datagram.to, datagram.from))?;
+            let nodes = self.answered.get(&(client, session.newest.clone()))?;
+            nodes.iter().position(|answered| *answered == node)
+        };
+        let home = self.tenures.get(&client);
+        let home = home.and_then(|(tenure, _)| place(tenure.node));
+        home.is_some_and(|home| place(datagram.hardware) > Some(home))
     }
 
     /// Whether the sender lends its path to the client. Who has answered only after the node that holds the client, in the
@@ -482,7 +470,7 @@ impl Proof {
         if self.lenders.contains_key(&lends) {
             return true;
         }
-        let passes_on = self.shares_with_home(datagram) == Some(Share::Later);
+        let passes_on = self.answered_later(datagram);
         if passes_on {
             self.lenders.insert(lends, self.datagrams);
             self.turn(datagram, "passes on what another node sends");

@@ -59,11 +59,11 @@ impl Membership<'_> {
                 seeds.push(seed.clone());
             }
         }
-        // It stopped before it heard that a majority had agreed to it; who is a member names others.
-        if seeds.is_empty() && self.group.is_initialized() {
-            return self.go_on(certificate).await;
-        }
         if seeds.is_empty() {
+            // It stopped before it heard that a majority had agreed to it; who is a member names others.
+            if self.group.is_initialized() {
+                return self.go_on(certificate).await;
+            }
             bail!(
                 "this node is in no cluster. Found one with `flotilla cluster init`, or join one with \
                  `flotilla cluster join --peer HOST:PORT` (or set cluster.seeds)"
