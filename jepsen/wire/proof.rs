@@ -453,14 +453,14 @@ impl Proof {
     /// Whether the sender has answered in its client's newest session, and only after the node that holds the client.
     fn answered_later(&self, datagram: &Datagram) -> bool {
         let client = *datagram.to.ip();
-        let place = |node: Hardware| {
+        let later = || {
+            let (tenure, _) = self.tenures.get(&client)?;
             let session = self.sessions.get(&(datagram.to, datagram.from))?;
             let nodes = self.answered.get(&(client, session.newest.clone()))?;
-            nodes.iter().position(|answered| *answered == node)
+            let place = |node| nodes.iter().position(|answered| *answered == node);
+            Some(place(datagram.hardware)? > place(tenure.node)?)
         };
-        let home = self.tenures.get(&client);
-        let home = home.and_then(|(tenure, _)| place(tenure.node));
-        home.is_some_and(|home| place(datagram.hardware) > Some(home))
+        later().unwrap_or(false)
     }
 
     /// Whether the sender lends its path to the client. Who has answered only after the node that holds the client, in the
