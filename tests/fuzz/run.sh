@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the fuzz targets with coverage feedback and runs them one after the other, each for MINUTES of
-# processor time, however busy the machine is.
+# processor time, however busy the machine is; an input counts as hanging after two minutes of real time.
 #
 #   tests/fuzz/run.sh MINUTES [TARGET...]
 #
@@ -39,7 +39,7 @@ for name in "${names[@]}"; do
         left=$((minutes * 60 - spent))
         { used=$({ time "$target/$triple/release/$name" "found/$name" "corpus/$name" \
             -artifact_prefix="artifacts/$name/" -max_total_time=$((left < 300 ? left : 300)) \
-            -timeout=20 -rss_limit_mb=2048 -max_len=16384 -use_value_profile=0 \
+            -timeout=120 -rss_limit_mb=2048 -max_len=16384 -use_value_profile=0 \
             -print_final_stats=1 -verbosity=1 >&3 2>&1; } 2>&1) || { failed=1; break; }; } 3>&1
         read -r user system <<< "$used"
         spent=$((spent + ${user%.*} + ${system%.*} + 1))
